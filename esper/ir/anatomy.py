@@ -1,0 +1,266 @@
+"""Anatomy: stable IDs for axes, phages and slots.
+
+IDs are derived from parameter names the first time a part is seen, then remembered: an axis is
+recognised again by the tensor dimensions it occupies, whatever was cut since. IDs are never
+reused, and units keep their birth numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from esper.ir.rules.contraction import KERNEL
+from esper.ir.terms import Atom, Product, Sum, Term
+from esper.ir.unify import Mark
+
+if TYPE_CHECKING:
+    from esper.ir.axes import AtomInfo, AxisTable
+    from esper.ir.model import Model
+    from esper.ir.regions import Phage, Slot
+
+Member = tuple[str, int, int]  # tensor, dimension, leaf position within the dimension's term
+
+# Which role names an axis when it has several: the most specific use wins.
+_KINDS = ("heads", "query-heads", "head-size", "vocabulary", "embedding", "groups", "channels")
+
+
+@dataclass
+class Identity:
+    """What is remembered of an axis between analyses."""
+
+    members: frozenset[Member]
+    unit_ids: tuple[int, ...]
+    next_unit: int
+    kind: str
+
+
+@dataclass
+class Identities:
+    """All identities of a model, living and retired."""
+
+    axes: dict[str, Identity] = field(default_factory=dict)
+    retired: set[str] = field(default_factory=set)
+
+    def copy(self) -> Identities:
+        """Independent copy."""
+        axes = {
+            name: Identity(i.members, i.unit_ids, i.next_unit, i.kind)
+            for name, i in self.axes.items()
+        }
+        return Identities(axes, set(self.retired))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A set of units that can only be cut together across all tensors that hold them.
+
+    Attributes:
+        id: stable ID, `axis:<path>/<kind>`.
+        kind: heads, kv-groups, query-heads, head-size, neurons, channels, groups, embedding, ...
+        size: number of units.
+        unit_ids: position -> birth number of the unit.
+        members: (tensor, dimension) pairs in which the units live.
+        frozen_reason: why no unit may be cut, with the op and node that stop it; None if cuttable.
+        lossy_reason: why a cut changes what stays (shared statistics); None if cuts are exact.
+        atom: number of the axis in the present analysis.
+    """
+
+    id: str
+    kind: str
+    size: int
+    unit_ids: tuple[int, ...]
+    members: tuple[tuple[str, int], ...]
+    frozen_reason: str | None
+    frozen_node: str | None
+    lossy_reason: str | None
+    atom: int
+
+    @property
+    def cuttable(self) -> bool:
+        """Whether units may be cut at all."""
+        return self.frozen_reason is None and self.size > 1
+
+    def positions(self, units: tuple[int, ...]) -> list[int]:
+        """Positions of units given by birth number. Raises KeyError for one that is gone."""
+        where = {unit: i for i, unit in enumerate(self.unit_ids)}
+        return [where[unit] for unit in units]
+
+
+class Anatomy:
+    """Mappings from ID to part for the present state of a model."""
+
+    def __init__(self, model: Model, identities: Identities) -> None:
+        self._model = model
+        self._identities = identities
+
+    @cached_property
+    def axes(self) -> dict[str, Axis]:
+        """Axes by ID, in the order of the parameters that they appear in."""
+        parameters = {name for name, _ in self._model.named_parameters()}
+        return _axes(self._model.table, self._identities, parameters)
+
+    @cached_property
+    def _parts(self) -> tuple[dict[str, Phage], dict[str, Slot]]:
+        from esper.ir.regions import phages_and_slots
+
+        return phages_and_slots(self._model)
+
+    @property
+    def phages(self) -> dict[str, Phage]:
+        """Committed modules and regions by ID."""
+        return self._parts[0]
+
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """Places where growth may happen, by ID."""
+        return self._parts[1]
+
+
+def leaves(term: Term) -> list[int]:
+    """Atoms of a term from left to right, with repetition; the list index is the leaf position."""
+    if isinstance(term, Atom):
+        return [term.id]
+    children = term.factors if isinstance(term, Product) else term.parts
+    return [leaf for child in children for leaf in leaves(child)]
+
+
+def _members(table: AxisTable) -> dict[int, list[Member]]:
+    members: dict[int, list[Member]] = {}
+    for tensor, terms in table.tensors.items():
+        for dim, term in enumerate(terms):
+            for position, atom in enumerate(leaves(term)):
+                frozen = table.atoms[atom].frozen
+                if frozen is not None and frozen.reason == KERNEL:
+                    continue
+                members.setdefault(atom, []).append((tensor, dim, position))
+    return members
+
+
+def _axes(
+    table: AxisTable, identities: Identities, parameters: set[str]
+) -> dict[str, Axis]:
+    members = _members(table)
+    known = {m: name for name, identity in identities.axes.items() for m in identity.members}
+    kinds = _kinds(table)
+    found: dict[str, int] = {}
+    fresh: list[int] = []
+    for atom, places in members.items():
+        names = {known[m] for m in places if m in known}
+        match = next(
+            (
+                name
+                for name in sorted(names)
+                if name not in found
+                and len(identities.axes[name].unit_ids) == table.atoms[atom].size
+            ),
+            None,
+        )
+        if match is None:
+            fresh.append(atom)
+        else:
+            found[match] = atom
+            identities.axes[match].members = frozenset(places)
+    _retire(identities, found)
+    for atom in fresh:
+        size = table.atoms[atom].size
+        name = _name(members[atom], kinds[atom], identities)
+        identities.axes[name] = Identity(
+            frozenset(members[atom]), tuple(range(size)), size, kinds[atom]
+        )
+        found[name] = atom
+    order = {atom: i for i, atom in enumerate(members)}
+    return {
+        name: _axis(name, atom, table.atoms[atom], members[atom], identities.axes[name], parameters)
+        for name, atom in sorted(found.items(), key=lambda item: order[item[1]])
+    }
+
+
+def _retire(identities: Identities, found: dict[str, int]) -> None:
+    for name in [name for name in identities.axes if name not in found]:
+        del identities.axes[name]
+        identities.retired.add(name)
+
+
+def _axis(
+    name: str,
+    atom: int,
+    info: AtomInfo,
+    members: list[Member],
+    identity: Identity,
+    parameters: set[str],
+) -> Axis:
+    frozen = info.frozen
+    if frozen is None and not any(tensor in parameters for tensor, _, _ in members):
+        frozen = Mark("lives in no parameter", "")
+    return Axis(
+        name,
+        identity.kind,
+        info.size,
+        identity.unit_ids,
+        tuple(dict.fromkeys((tensor, dim) for tensor, dim, _ in members)),
+        None if frozen is None else frozen.reason,
+        None if frozen is None else frozen.node,
+        None if info.coupled is None else info.coupled.reason,
+        atom,
+    )
+
+
+def _kinds(table: AxisTable) -> dict[int, str]:
+    kinds: dict[int, str] = {}
+    for atom, info in table.atoms.items():
+        kind = next((kind for kind in _KINDS if kind in info.roles), None)
+        if kind in (None, "channels") and info.coupled is not None:
+            kind = "embedding"
+        kinds[atom] = kind or ("neurons" if "neurons" in info.roles else "units")
+    # Grouped-query attention: in groups x heads-within-group the outer atom owns keys and values.
+    for terms in table.tensors.values():
+        for term in terms:
+            for product in _products(term):
+                heads = [
+                    f.id for f in product.factors
+                    if isinstance(f, Atom) and kinds[f.id] in ("heads", "query-heads", "kv-groups")
+                ]
+                if len(heads) > 1:
+                    kinds[heads[0]] = "kv-groups"
+                    kinds.update(dict.fromkeys(heads[1:], "query-heads"))
+    return kinds
+
+
+def _products(term: Term) -> list[Product]:
+    if isinstance(term, Product):
+        return [term, *(p for f in term.factors for p in _products(f))]
+    if isinstance(term, Sum):
+        return [p for part in term.parts for p in _products(part)]
+    return []
+
+
+def _name(members: list[Member], kind: str, identities: Identities) -> str:
+    modules = [tensor.rpartition(".")[0] for tensor, _, _ in members]
+    producers = list(dict.fromkeys(m for m, (t, dim, _) in zip(modules, members, strict=True)
+                                   if dim == 0 and t.rpartition(".")[2] == "weight"))
+    if kind in ("neurons", "channels", "units") and producers:
+        path = producers[0] if len(producers) == 1 else _common(producers) or producers[0]
+    else:
+        path = _common(modules) or (producers or modules)[0]
+    taken = identities.axes.keys() | identities.retired
+    name = f"axis:{path or 'root'}/{kind}"
+    if name in taken and producers:
+        name = f"axis:{producers[0]}/{kind}"
+    number = 2
+    base = name
+    while name in taken:
+        name = f"{base}.{number}"
+        number += 1
+    return name
+
+
+def _common(paths: list[str]) -> str:
+    split = [path.split(".") for path in paths]
+    shared: list[str] = []
+    for pieces in zip(*split, strict=False):
+        if len(set(pieces)) > 1:
+            break
+        shared.append(pieces[0])
+    return ".".join(shared)

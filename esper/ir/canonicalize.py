@@ -1,0 +1,186 @@
+"""Bring an exported graph into the forms that rules and passes rely on.
+
+Guards and metadata assertions go, `no_grad` regions are inlined behind `detach`, in-place
+element-wise ops become functional where nothing else sees the mutation, `split` and `chunk`
+state their sizes, and attention states its scale.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+_ASSERTIONS = {
+    aten._assert_tensor_metadata.default,
+    aten._assert_async.msg,
+    aten._assert_async.default,
+}
+
+
+def canonicalize(module: fx.GraphModule) -> None:
+    """Rewrite `module.graph` in place; values in `meta["val"]` are kept for every new node."""
+    _inline_regions(module)
+    _drop_checks(module)
+    _functionalize(module.graph)
+    _state_sizes(module.graph)
+    _state_scale(module.graph)
+    module.graph.lint()
+
+
+def _drop_checks(module: fx.GraphModule) -> None:
+    for node in reversed(module.graph.nodes):
+        guard = node.op == "call_module" and str(node.target) == "_guards_fn"
+        if guard or (node.op == "call_function" and node.target in _ASSERTIONS):
+            module.graph.erase_node(node)
+    if hasattr(module, "_guards_fn"):
+        delattr(module, "_guards_fn")
+
+
+def _inline_regions(module: fx.GraphModule) -> None:
+    """Inline `torch.no_grad` and `autocast(enabled=False)` regions."""
+    while region := next(filter(None, map(_region, module.graph.nodes)), None):
+        node, body, operands, detach = region
+        graph = module.graph
+        inner: dict[fx.Node, Any] = {}
+        feeds = iter(operands)
+        with graph.inserting_before(node):
+            for original in body.graph.nodes:
+                if original.op == "placeholder":
+                    inner[original] = next(feeds)
+                elif original.op == "get_attr":
+                    name = f"{_submodule(node)}.{original.target}"
+                    inner[original] = graph.get_attr(name)
+                elif original.op == "output":
+                    results = original.args[0]
+                else:
+                    inner[original] = graph.node_copy(original, lambda n: inner[n])
+            outputs = [inner[result] for result in results]
+            if detach:
+                outputs = [_detached(graph, output) for output in outputs]
+        for user in list(node.users):
+            if user.target is operator.getitem:
+                user.replace_all_uses_with(outputs[user.args[1]])
+                graph.erase_node(user)
+        if node.users:
+            node.replace_all_uses_with(outputs[0])
+        graph.erase_node(node)
+        module.graph.eliminate_dead_code(is_impure_node=_is_live)
+
+
+def _is_live(node: fx.Node) -> bool:
+    """Only bodies of inlined regions are swept; everything else is left as it was traced."""
+    unused_body = node.op == "get_attr" and str(node.target).split(".")[-1].startswith("submod_")
+    return not unused_body
+
+
+def _submodule(node: fx.Node) -> str:
+    return next(
+        str(a.target) for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"
+    )
+
+
+def _region(node: fx.Node) -> tuple[fx.Node, fx.GraphModule, list[Any], bool] | None:
+    if node.op != "call_function":
+        return None
+    name = getattr(node.target, "__name__", "")
+    module = node.graph.owning_module
+    assert module is not None
+    if name == "wrap_with_set_grad_enabled":
+        enabled, body, *operands = node.args
+        graph_module = module.get_submodule(str(body.target))  # type: ignore[union-attr]
+        return node, graph_module, operands, not enabled  # type: ignore[return-value]
+    if name == "wrap_with_autocast" and node.args[2] is False:
+        body, operands = node.args[4], list(node.args[5:])
+        graph_module = module.get_submodule(str(body.target))  # type: ignore[union-attr]
+        return node, graph_module, operands, False  # type: ignore[return-value]
+    return None
+
+
+def _detached(graph: fx.Graph, value: Any) -> Any:
+    if not isinstance(value, fx.Node) or not isinstance(value.meta.get("val"), torch.Tensor):
+        return value
+    if not value.meta["val"].dtype.is_floating_point:
+        return value
+    return _call(graph, value, aten.detach.default, (value,))
+
+
+def _call(
+    graph: fx.Graph, like: fx.Node, target: Callable[..., Any], args: tuple[Any, ...]
+) -> fx.Node:
+    node = graph.call_function(target, args)
+    node.meta = dict(like.meta)
+    return node
+
+
+def functional_variant(target: Any) -> Any | None:
+    """`aten.relu` for `aten.relu_`, or None."""
+    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+        return None
+    name = target._schema.name.split("::")[1]
+    packet = getattr(aten, name[:-1], None) if name.endswith("_") else None
+    overload = getattr(packet, target._overloadname, None) if packet is not None else None
+    return overload
+
+
+def _functionalize(graph: fx.Graph) -> None:
+    """Replace in-place ops whose target is a fresh value that no view shares."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        variant = functional_variant(node.target)
+        if variant is None or not isinstance(node.args[0], fx.Node):
+            continue
+        written = node.args[0]
+        if written.op != "call_function" or _shares_storage(written):
+            continue
+        if any(_is_view(user) and order[user] < order[node] for user in written.users):
+            continue
+        node.target = variant
+        later = [user for user in written.users if user is not node and order[user] > order[node]]
+        for user in later:
+            user.replace_input_with(written, node)
+
+
+def _is_view(node: fx.Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return target is operator.getitem
+    return any(a.alias_info is not None and not a.alias_info.is_write for a in
+               target._schema.arguments)
+
+
+def _shares_storage(node: fx.Node) -> bool:
+    return _is_view(node)
+
+
+def _state_sizes(graph: fx.Graph) -> None:
+    """split.Tensor and chunk become split_with_sizes where the dim is static."""
+    for node in graph.nodes:
+        if node.target not in (aten.split.Tensor, aten.chunk.default):
+            continue
+        dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+        sizes = [value.shape[dim] for value in node.meta["val"]]
+        if all(isinstance(size, int) for size in sizes):
+            node.target = aten.split_with_sizes.default
+            node.args, node.kwargs = (node.args[0], sizes, dim), {}
+
+
+def _state_scale(graph: fx.Graph) -> None:
+    """Attention keeps its scale when the head size changes, so the scale must be a literal."""
+    for node in graph.nodes:
+        if node.target is not aten.scaled_dot_product_attention.default:
+            continue
+        kwargs = dict(node.kwargs)
+        # attn_mask, dropout_p, is_causal become positional, so that both modes line up.
+        defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False}
+        tail = [kwargs.pop(name, value) for name, value in defaults.items()]
+        node.args = (*node.args, *tail[len(node.args) - 3 :])
+        size = node.args[0].meta["val"].shape[-1]
+        if kwargs.get("scale") is None and isinstance(size, int):
+            kwargs["scale"] = size**-0.5
+        node.kwargs = kwargs

@@ -1,0 +1,184 @@
+"""`Model`: an ATen-level graph with stable IDs that trains, evaluates and re-exports."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import fx
+
+from esper.ir import modes
+from esper.ir.anatomy import Anatomy, Identities
+from esper.ir.axes import AxisTable, analyse
+from esper.ir.rules import REGISTRY
+
+if TYPE_CHECKING:
+    from esper.plan import Plan, Refusal
+    from esper.propose import Proposal
+    from esper.records import Record
+
+_KEY = "esper"
+
+
+class _Data:
+    """What a Model knows beyond its graph; copied with it."""
+
+    def __init__(self) -> None:
+        self.identities = Identities()
+        self.history: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self.table: AxisTable | None = None
+        self.anatomy: Anatomy | None = None
+
+    def copy(self) -> _Data:
+        new = _Data()
+        new.identities = self.identities.copy()
+        new.history = list(self.history)
+        new.notes = list(self.notes)
+        new.table = None if self.table is None else self.table.copy()
+        return new
+
+
+class Model(fx.GraphModule):
+    """A traced model. Call it as the original module was called.
+
+    Parameters keep their fully qualified names, so `state_dict()` and optimizers look as before.
+    Made by `esper.trace` or `esper.load`; changed only through proposals (`plan`, `apply`).
+    """
+
+    def __init__(self, root: torch.nn.Module | dict[str, Any], graph: fx.Graph) -> None:
+        super().__init__(root, graph, "Model")
+        self.meta[_KEY] = _Data()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        result = super().__deepcopy__(memo)
+        result.meta[_KEY] = self._data.copy()
+        for name, module in self.named_modules():
+            result.get_submodule(name).training = module.training
+        return result
+
+    @property
+    def _data(self) -> _Data:
+        data: _Data = self.meta[_KEY]
+        return data
+
+    # -- structure -----------------------------------------------------------------------------
+
+    @property
+    def table(self) -> AxisTable:
+        """The resolved axis analysis of the present graph."""
+        if self._data.table is None:
+            names = self.canonical_names()
+            tensors = {name: (names[name], tuple(t.shape)) for name, t in self.all_tensors()}
+            self._data.table = analyse(self.graph, tensors, REGISTRY)
+        return self._data.table
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Axes, phages and slots by stable ID."""
+        if self._data.anatomy is None:
+            self._data.anatomy = Anatomy(self, self._data.identities)
+        return self._data.anatomy
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Committed proposals, oldest first, as plain data."""
+        return self._data.history
+
+    @property
+    def notes(self) -> list[str]:
+        """What tracing could not keep, in sentences."""
+        return self._data.notes
+
+    @property
+    def identities(self) -> Identities:
+        """The memory behind stable IDs."""
+        return self._data.identities
+
+    def find(self, pattern: str) -> list[str]:
+        """IDs of axes, phages and slots that match a glob, in graph order."""
+        anatomy = self.anatomy
+        every = [*anatomy.axes, *anatomy.phages, *anatomy.slots]
+        return [name for name in every if fnmatch.fnmatchcase(name, pattern)]
+
+    def invalidate(self, *, table: bool = True) -> None:
+        """Forget derived structure after a change; `table=False` keeps the axis analysis."""
+        if table:
+            self._data.table = None
+        self._data.anatomy = None
+
+    # -- tensors -------------------------------------------------------------------------------
+
+    def all_tensors(self) -> list[tuple[str, torch.Tensor]]:
+        """Parameters and buffers under every name they go by, tied ones repeated."""
+        return [
+            *self.named_parameters(remove_duplicate=False),
+            *self.named_buffers(remove_duplicate=False),
+        ]
+
+    def canonical_names(self) -> dict[str, str]:
+        """Every tensor name -> the first name of the same tensor."""
+        first: dict[int, str] = {}
+        return {name: first.setdefault(id(t), name) for name, t in self.all_tensors()}
+
+    def tensor(self, name: str) -> torch.Tensor | None:
+        """Parameter or buffer by name; None for other attributes."""
+        path, _, leaf = name.rpartition(".")
+        value = getattr(self.get_submodule(path), leaf, None)
+        return value if isinstance(value, torch.Tensor) else None
+
+    @property
+    def nodes(self) -> dict[str, fx.Node]:
+        """Graph nodes by name."""
+        return {node.name: node for node in self.graph.nodes}
+
+    def nbytes(self) -> int:
+        """Bytes of parameters and buffers, tied ones once."""
+        tensors = {id(tensor): tensor for _, tensor in self.all_tensors()}
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+    # -- modes and devices ---------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch dropout and batch norm nodes, as `nn.Module.train` does for modules."""
+        super().train(mode)
+        if _KEY in self.meta and modes.set_mode(self.graph, mode):
+            self.recompile()
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        before = {t.device for _, t in self.all_tensors()}
+        super()._apply(fn, recurse)
+        after = {t.device for _, t in self.all_tensors()}
+        if before != after and len(after) == 1:
+            modes.set_device(self.graph, next(iter(after)))
+            self.recompile()
+        return self
+
+    # -- rewriting -----------------------------------------------------------------------------
+
+    def check(self, proposal: Proposal) -> Refusal | None:
+        """Contract only: None when the proposal may be planned, else the refusal."""
+        from esper.contracts import check
+
+        return check(self, proposal)
+
+    def plan(self, proposal: Proposal) -> Plan | Refusal:
+        """Dry run: the resolved change as data, or the reason why not. Changes nothing."""
+        from esper.manager import PassManager
+
+        return PassManager(self).plan(proposal)
+
+    def apply(self, proposal: Proposal) -> tuple[Model, Record]:
+        """A changed copy and its record; on refusal the copy is unchanged and the record says why."""
+        from esper.manager import PassManager
+
+        changed = copy.deepcopy(self)
+        return changed, PassManager(changed).apply(proposal)
+
+    def __str__(self) -> str:
+        from esper.ir.printer import print_model
+
+        return print_model(self)

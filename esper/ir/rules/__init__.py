@@ -1,0 +1,54 @@
+"""Op rules of the axis analysis: explicit tables by family, one registry.
+
+To add an op: write a function of `esper.ir.axes.Rules` that equates dims and returns the dims of
+the result, and add it to a family's table (or call `esper.register_axis_rule` from user code).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from esper.errors import UsageError
+from esper.ir.axes import Rule
+from esper.ir.rules import attention, contraction, elementwise, index, norm, pool, reduction, shape
+
+
+class Registry:
+    """Maps call targets to rules; falls back to the element-wise rule for ops tagged pointwise."""
+
+    def __init__(self, *tables: dict[Any, Rule]) -> None:
+        self._rules: dict[Any, Rule] = {}
+        for table in tables:
+            for target, rule in table.items():
+                self.add(target, rule)
+
+    def add(self, target: Any, rule: Rule) -> None:
+        """Register a rule; a second rule for the same op is an error."""
+        if target in self._rules:
+            raise UsageError(f"an axis rule for {target} is already registered")
+        self._rules[target] = rule
+
+    def lookup(self, target: Any) -> Rule | None:
+        """The rule of a call target, or None: then whatever the op touches is frozen."""
+        rule = self._rules.get(target)
+        if rule is not None:
+            return rule
+        pointwise = isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
+        # In-place ops that survive tracing write to views or parameters: not merely element-wise.
+        if pointwise and not target._schema.is_mutable:
+            return elementwise.pointwise
+        return None
+
+
+REGISTRY = Registry(
+    elementwise.TABLE,
+    contraction.TABLE,
+    attention.TABLE,
+    norm.TABLE,
+    shape.TABLE,
+    index.TABLE,
+    reduction.TABLE,
+    pool.TABLE,
+)

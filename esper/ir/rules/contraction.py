@@ -1,0 +1,159 @@
+"""Contractions: the contracted dims unify and are consumed; the others pass on.
+
+Shapes are those of the PyTorch documentation of each op.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from esper.ir.axes import Dims, Rule, Rules
+
+aten = torch.ops.aten
+KERNEL = "convolution kernel"  # not an axis of units: the anatomy leaves these dims out
+
+
+def linear(r: Rules) -> Dims:
+    """x (..., I), weight (O, I), bias (O) -> (..., O)."""
+    x, weight, bias = r.of(r.arg(0)), r.of(r.arg(1)), r.arg(2, "bias")
+    r.unify(x[-1], weight[-1])
+    r.use((0,), len(x) - 1, x[-1])
+    if len(weight) == 1:
+        return x[:-1]
+    if bias is not None:
+        r.unify(weight[0], r.of(bias)[0])
+    r.role(weight[0], "neurons")
+    return [*x[:-1], weight[0]]
+
+
+def matmul(r: Rules) -> Dims:
+    """(..., n, k) @ (..., k, m); 1-D operands as in numpy; batch dims broadcast."""
+    return _matmul(r, 0, 1)
+
+
+def _matmul(r: Rules, first: int, second: int) -> Dims:
+    a, b = r.of(r.arg(first)), r.of(r.arg(second))
+    left, right = a[-1], b[-2] if len(b) > 1 else b[-1]
+    r.unify(left, right)
+    r.use((first,), len(a) - 1, left)
+    r.use((second,), len(b) - 2 if len(b) > 1 else 0, right)
+    batch = r.broadcast(a[:-2], b[:-2])
+    weights = r.arg(first).op == "get_attr" or r.arg(second).op == "get_attr"
+    if not weights and len(a) > 2 and len(b) > 2:  # attention written out
+        for dim in batch[1:]:
+            r.role(dim, "heads")
+        r.role(left, "head-size")
+        r.role(b[-1], "head-size")
+    elif r.arg(second).op == "get_attr" and len(b) > 1:
+        r.role(b[-1], "neurons")
+    return batch + ([a[-2]] if len(a) > 1 else []) + ([b[-1]] if len(b) > 1 else [])
+
+
+def addmm(r: Rules) -> Dims:
+    """input + a @ b (also baddbmm)."""
+    return r.broadcast(_matmul(r, 1, 2), r.of(r.arg(0)))
+
+
+def einsum(r: Rules) -> Dims | None:
+    """Equal letters unify; letters absent from the output are consumed."""
+    equation, operands = r.arg(0).replace(" ", ""), list(r.arg(1))
+    if "." in equation or "->" not in equation:
+        for operand in operands:
+            r.freeze(r.of(operand), "einsum with an ellipsis or an implicit output")
+        return [r.fresh(s, "einsum with an ellipsis or an implicit output") for s in r.shape()]
+    inputs, output = equation.split("->")
+    seen: dict[str, Any] = {}
+    for position, (letters, operand) in enumerate(zip(inputs.split(","), operands, strict=True)):
+        dims = r.of(operand)
+        for i, letter in enumerate(letters):
+            if letters.count(letter) > 1:
+                r.freeze(dims[i], "einsum takes a diagonal")
+            if letter in seen:
+                r.unify(seen[letter], dims[i])
+            seen.setdefault(letter, dims[i])
+            if letter not in output:
+                r.use((1, position), i, dims[i])
+    return [seen[letter] for letter in output]
+
+
+def convolution(r: Rules) -> Dims:
+    """x (N, C, *), weight (O, C/groups, *k), bias (O) -> (N, O, *)."""
+    groups = r.arg(6, "groups", 1)
+    x, weight = r.of(r.arg(0)), r.of(r.arg(1))
+    batched = len(x) == len(weight)
+    channel = x[1] if batched else x[0]
+    if groups == 1:
+        r.unify(channel, weight[1])
+        r.use((0,), 1 if batched else 0, channel)
+        out = weight[0]
+    else:
+        out = _grouped(r, channel, weight, groups, "groups", 6)
+    return _convolved(r, x, weight, out, batched)
+
+
+def conv_transpose(r: Rules) -> Dims:
+    """x (N, C, *), weight (C, O/groups, *k), bias (O) -> (N, O, *)."""
+    groups = r.arg(6, "groups", 1)
+    x, weight = r.of(r.arg(0)), r.of(r.arg(1))
+    batched = len(x) == len(weight)
+    channel = x[1] if batched else x[0]
+    if groups == 1:
+        r.unify(channel, weight[0])
+        r.use((0,), 1 if batched else 0, channel)
+        out = weight[1]
+    else:
+        r.freeze([channel, weight[0], weight[1]], "grouped transposed convolution")
+        out = r.fresh(r.shape()[1 if batched else 0], "grouped transposed convolution")
+    return _convolved(r, x, weight, out, batched)
+
+
+def _grouped(r: Rules, channel: Any, weight: Dims, groups: int, name: str, at: int) -> Any:
+    inner = weight[1]
+    group = r.fresh(groups)
+    if r.shape(r.arg(1))[1] != 1:
+        r.role(group, "groups")
+    outer = r.fresh(r.shape(r.arg(1))[0] // groups)
+    r.unify(channel, r.product([group, inner]))
+    r.unify(weight[0], r.product([group, outer]))
+    r.literal((at,) if at < len(r.node.args) else (name,), group)
+    if r.shape(r.arg(1))[1] != 1:
+        r.use((0,), len(r.of(r.arg(0))) - len(weight) + 1, channel)
+    return weight[0]
+
+
+def _convolved(r: Rules, x: Dims, weight: Dims, out: Any, batched: bool) -> Dims:
+    bias = r.arg(2, "bias")
+    if bias is not None:
+        r.unify(out, r.of(bias)[0])
+    r.role(out, "channels")
+    start = 2 if batched else 1
+    r.freeze(x[start:], "spatial window of a convolution")
+    r.freeze(weight[2:], KERNEL)
+    spatial = [r.fresh(s, "spatial size of a convolution") for s in r.shape()[start:]]
+    return [*x[: start - 1], out, *spatial]
+
+
+
+
+TABLE: dict[Any, Rule] = {
+    aten.linear.default: linear,
+    aten.matmul.default: matmul,
+    aten.mm.default: matmul,
+    aten.bmm.default: matmul,
+    aten.mv.default: matmul,
+    aten.dot.default: matmul,
+    aten.addmm.default: addmm,
+    aten.baddbmm.default: addmm,
+    aten.einsum.default: einsum,
+    aten.conv1d.default: convolution,
+    aten.conv2d.default: convolution,
+    aten.conv3d.default: convolution,
+    aten.conv2d.padding: convolution,
+    aten.conv1d.padding: convolution,
+    aten.conv3d.padding: convolution,
+    aten.conv_transpose1d.default: conv_transpose,
+    aten.conv_transpose2d.input: conv_transpose,
+    aten.conv_transpose3d.input: conv_transpose,
+}

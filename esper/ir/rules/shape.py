@@ -1,0 +1,264 @@
+"""Data movement: dims are renamed, reordered, refined into products or laid end to end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from esper.ir.axes import Dims, Rule, Rules
+
+aten = torch.ops.aten
+
+
+def view(r: Rules) -> Dims:
+    """view / reshape: groups of dims with equal products refine one another."""
+    result = _regroup(r)
+    for i, size in enumerate(r.arg(1)):
+        if isinstance(size, int) and size != -1:
+            r.literal((1, i), result[i])
+        elif size != -1 and isinstance(r.shape()[i], int):
+            r.freeze(result[i], "a view size computed at run time")
+    _freeze_computed(r, r.arg(1), result)
+    return result
+
+
+def flatten(r: Rules) -> Dims:
+    """flatten: no literal sizes to keep."""
+    return _regroup(r)
+
+
+def unflatten(r: Rules) -> Dims:
+    """unflatten(dim, sizes)."""
+    dim = r.arg(1) % len(r.of(r.arg(0)))
+    result = _regroup(r)
+    for i, size in enumerate(r.arg(2)):
+        if isinstance(size, int) and size != -1:
+            r.literal((2, i), result[dim + i])
+    return result
+
+
+def _freeze_computed(r: Rules, sizes: Any, result: Dims) -> None:
+    # A size that is a product with a symbol (batch * heads) hides a literal in size arithmetic.
+    for size, dim in zip(sizes, result, strict=True):
+        if isinstance(size, torch.fx.Node) and size.target is not aten.sym_size.int:
+            r.freeze(dim, "a view size computed at run time")
+
+
+def _regroup(r: Rules) -> Dims:
+    before, after = r.shape(r.arg(0)), r.shape()
+    dims = r.of(r.arg(0))
+    result: Dims = [r.fresh(size) for size in after]
+    i = j = 0
+    while i < len(before) or j < len(after):
+        start_i, start_j = i, j
+        left: Any = 1
+        right: Any = 1
+        if i < len(before):
+            left, i = before[i], i + 1
+        if j < len(after):
+            right, j = after[j], j + 1
+        while not _same(left, right) and (i < len(before) or j < len(after)):
+            if i < len(before) and (j >= len(after) or _left_first(left, right)):
+                left, i = left * before[i], i + 1
+            else:
+                right, j = right * after[j], j + 1
+        group_in, group_out = dims[start_i:i], result[start_j:j]
+        if not _same(left, right):
+            r.freeze([*group_in, *group_out], "a view that does not factor")
+            continue
+        r.unify(r.product(group_out), r.product(group_in))
+    return result
+
+
+def _same(left: Any, right: Any) -> bool:
+    return bool(left == right)
+
+
+def _left_first(left: Any, right: Any) -> bool:
+    """Whether the input side is the smaller one, symbols counting as large."""
+    if isinstance(left, int) and isinstance(right, int):
+        return left < right
+    ratio = right / left
+    if ratio.is_Integer or not ratio.is_number:
+        return bool(getattr(ratio, "is_integer", False)) or not isinstance(right, int)
+    return bool(ratio > 1)
+
+
+def permute(r: Rules) -> Dims:
+    """permute(dims)."""
+    dims = r.of(r.arg(0))
+    return [dims[i] for i in r.arg(1)]
+
+
+def transpose(r: Rules) -> Dims:
+    """transpose(a, b)."""
+    dims = list(r.of(r.arg(0)))
+    a, b = r.arg(1), r.arg(2)
+    dims[a], dims[b] = dims[b], dims[a]
+    return dims
+
+
+def reverse(r: Rules) -> Dims:
+    """t, mT, numpy_T: the last dims swap (2-D at most for `t`)."""
+    dims = list(r.of(r.arg(0)))
+    if len(dims) > 1:
+        dims[-1], dims[-2] = dims[-2], dims[-1]
+    return dims
+
+
+def movedim(r: Rules) -> Dims:
+    """movedim(source, destination)."""
+    dims = r.of(r.arg(0))
+    source, destination = r.arg(1), r.arg(2)
+    pairs = {
+        d % len(dims): s % len(dims)
+        for s, d in zip(_listed(source), _listed(destination), strict=True)
+    }
+    rest = iter(i for i in range(len(dims)) if i not in pairs.values())
+    return [dims[pairs[i]] if i in pairs else dims[next(rest)] for i in range(len(dims))]
+
+
+def _listed(value: Any) -> list[int]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def unsqueeze(r: Rules) -> Dims:
+    """unsqueeze(dim)."""
+    dims = list(r.of(r.arg(0)))
+    dims.insert(r.arg(1) % (len(dims) + 1), r.fresh(1))
+    return dims
+
+
+def squeeze(r: Rules) -> Dims:
+    """squeeze of all, one or several dims of size 1."""
+    dims, sizes = r.of(r.arg(0)), r.shape(r.arg(0))
+    chosen = range(len(dims)) if r.arg(1, "dim") is None else _listed(r.arg(1, "dim"))
+    drop = {d % len(dims) for d in chosen if sizes[d] == 1}
+    return [dim for i, dim in enumerate(dims) if i not in drop]
+
+
+def expand(r: Rules) -> Dims:
+    """expand: a dim of size 1 becomes a broadcast atom, the others pass."""
+    dims, sizes, before, after = r.of(r.arg(0)), r.arg(1), r.shape(r.arg(0)), r.shape()
+    lead = len(after) - len(before)
+    result: Dims = []
+    for i, size in enumerate(sizes):
+        fresh = i < lead or (before[i - lead] == 1 and after[i] != 1)
+        dim = r.fresh(after[i]) if fresh else dims[i - lead]
+        if isinstance(size, int) and size != -1:
+            r.literal((1, i), dim)
+        result.append(dim)
+    _freeze_computed(r, sizes, result)
+    return result
+
+
+def expand_as(r: Rules) -> Dims:
+    """expand_as: broadcast with the other operand."""
+    return r.broadcast(r.of(r.arg(1)), r.of(r.arg(0)))
+
+
+def repeat(r: Rules) -> Dims:
+    """repeat: each dim becomes copies x dim; the copies are one frozen broadcast atom."""
+    dims, counts = r.of(r.arg(0)), r.arg(1)
+    dims = [r.fresh(1)] * (len(counts) - len(dims)) + dims
+    return [
+        r.product([r.fresh(count, "copies made by repeat"), dim])
+        if isinstance(count, int)
+        else r.fresh(size, "copies made by repeat")
+        for count, dim, size in zip(counts, dims, r.shape(), strict=True)
+    ]
+
+
+def repeat_interleave(r: Rules) -> Dims:
+    """repeat_interleave(n, dim): dim x copies."""
+    dims, count, dim = list(r.of(r.arg(0))), r.arg(1), r.arg(2, "dim")
+    if dim is None:
+        r.freeze(dims, "repeat_interleave of a flattened tensor")
+        return [r.fresh(s, "repeat_interleave of a flattened tensor") for s in r.shape()]
+    dims[dim] = r.product([dims[dim], r.fresh(count, "copies made by repeat_interleave")])
+    return dims
+
+
+def cat(r: Rules) -> Dims:
+    """cat: a sum along `dim`, the other dims unify."""
+    tensors = [t for t in r.arg(0) if r.shape(t) != [0]]
+    dim = r.arg(1, "dim", 0)
+    rank = len(r.of(tensors[0]))
+    dim %= rank
+    result = list(r.of(tensors[0]))
+    for tensor in tensors[1:]:
+        for i, other in enumerate(r.of(tensor)):
+            if i != dim:
+                r.unify(result[i], other)
+    result[dim] = r.total([r.of(tensor)[dim] for tensor in tensors])
+    return result
+
+
+def stack(r: Rules) -> Dims:
+    """stack: a new frozen dim; the others unify."""
+    tensors, dim = r.arg(0), r.arg(1, "dim", 0)
+    result = list(r.of(tensors[0]))
+    for tensor in tensors[1:]:
+        for mine, other in zip(result, r.of(tensor), strict=True):
+            r.unify(mine, other)
+    result.insert(dim % (len(result) + 1), r.fresh(len(tensors), "positions made by stack"))
+    return result
+
+
+def split_with_sizes(r: Rules) -> list[Dims]:
+    """split_with_sizes(sizes, dim): parts of a sum."""
+    dims, sizes = r.of(r.arg(0)), r.arg(1)
+    dim = r.arg(2, "dim", 0) % len(dims)
+    parts = r.split(dims[dim], sizes)
+    for i, part in enumerate(parts):
+        r.literal((1, i), part)
+    return [[*dims[:dim], part, *dims[dim + 1 :]] for part in parts]
+
+
+def unbind(r: Rules) -> list[Dims]:
+    """unbind(dim): equal parts, selected by index."""
+    dims, dim = r.of(r.arg(0)), r.arg(1, "dim", 0)
+    dim %= len(dims)
+    r.freeze(dims[dim], "taken apart by unbind")
+    return [[*dims[:dim], *dims[dim + 1 :]]] * len(r.node.meta["val"])
+
+
+def pixel_shuffle(r: Rules) -> Dims:
+    """(..., C*r*r, H, W) -> (..., C, H*r, W*r)."""
+    dims, factor = r.of(r.arg(0)), r.arg(1)
+    channels = r.fresh(r.shape()[-3])
+    inner = r.fresh(factor * factor, "pixel shuffle")
+    r.unify(dims[-3], r.product([channels, inner]))
+    r.freeze(dims[-2:], "pixel shuffle")
+    return [*dims[:-3], channels, *(r.fresh(s, "pixel shuffle") for s in r.shape()[-2:])]
+
+
+TABLE: dict[Any, Rule] = {
+    aten.view.default: view,
+    aten.reshape.default: view,
+    aten._unsafe_view.default: view,
+    aten.flatten.using_ints: flatten,
+    aten.unflatten.int: unflatten,
+    aten.permute.default: permute,
+    aten.transpose.int: transpose,
+    aten.t.default: reverse,
+    aten.mT.default: reverse,
+    aten.numpy_T.default: lambda r: list(reversed(r.of(r.arg(0)))),
+    aten.movedim.int: movedim,
+    aten.movedim.intlist: movedim,
+    aten.unsqueeze.default: unsqueeze,
+    aten.squeeze.default: squeeze,
+    aten.squeeze.dim: squeeze,
+    aten.squeeze.dims: squeeze,
+    aten.expand.default: expand,
+    aten.expand_as.default: expand_as,
+    aten.repeat.default: repeat,
+    aten.repeat_interleave.self_int: repeat_interleave,
+    aten.cat.default: cat,
+    aten.concat.default: cat,
+    aten.stack.default: stack,
+    aten.split_with_sizes.default: split_with_sizes,
+    aten.unbind.int: unbind,
+    aten.pixel_shuffle.default: pixel_shuffle,
+}

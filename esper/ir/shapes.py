@@ -1,0 +1,94 @@
+"""Shape and dtype propagation with fake tensors, whole or from the nodes that changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+if TYPE_CHECKING:
+    from esper.ir.model import Model
+
+
+def fake_mode(graph: fx.Graph) -> FakeTensorMode:
+    """The mode in which the graph's input values live, so that symbols stay comparable."""
+    for node in graph.nodes:
+        if isinstance(node.meta.get("val"), FakeTensor):
+            mode: FakeTensorMode = node.meta["val"].fake_mode
+            return mode
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def same_value(a: Any, b: Any) -> bool:
+    """Whether two fake values agree in structure, shape and dtype."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(same_value, a, b))
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and _sizes(a) == _sizes(b) and a.device == b.device
+    return type(a) is type(b)
+
+
+def _sizes(value: torch.Tensor) -> list[Any]:
+    return [s if isinstance(s, int) else str(s.node.expr) for s in value.shape]
+
+
+def describe(value: Any) -> str:
+    """`float32[s0, 64, 384]`, nested in parentheses for several results."""
+    if isinstance(value, (list, tuple)):
+        return "(" + ", ".join(map(describe, value)) + ")"
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype).removeprefix("torch.") + str(_sizes(value)).replace("'", "")
+    return type(value).__name__ if value is not None else "none"
+
+
+def evaluate(model: Model, node: fx.Node, mode: FakeTensorMode) -> Any:
+    """The fake value that a node computes from the values of its operands.
+
+    Raises whatever the op raises on inconsistent shapes or dtypes.
+    """
+    if node.op == "get_attr":
+        tensor = model.tensor(str(node.target))
+        return None if tensor is None else mode.from_tensor(tensor, static_shapes=True)
+    if node.op != "call_function":
+        return node.meta.get("val")
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+    with mode:
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def propagate(model: Model, dirty: Iterable[fx.Node] | None = None) -> list[fx.Node]:
+    """Recompute `meta["val"]`, everywhere or from `dirty` on while values keep changing.
+
+    Returns the nodes whose value changed in shape or dtype, in graph order.
+    """
+    mode = fake_mode(model.graph)
+    pending = None if dirty is None else set(dirty)
+    changed: list[fx.Node] = []
+    for node in model.graph.nodes if pending is None else _forward(model.graph, pending):
+        if pending is not None and node not in pending:
+            continue
+        value = evaluate(model, node, mode)
+        if not same_value(value, node.meta.get("val")):
+            changed.append(node)
+            if pending is not None:
+                pending.update(node.users)
+        node.meta["val"] = value
+    return changed
+
+
+def _forward(graph: fx.Graph, pending: set[fx.Node]) -> Iterable[fx.Node]:
+    """Graph order from the first pending node; stops when nothing is pending any more."""
+    if not pending:
+        return
+    node = min(pending)  # fx nodes compare by position in the graph
+    done: set[fx.Node] = set()
+    while node.op != "root":
+        if node in pending:
+            yield node
+            done.add(node)
+            if done >= pending:
+                return
+        node = node.next

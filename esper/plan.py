@@ -1,0 +1,158 @@
+"""Plans: a resolved change as data, and refusals.
+
+A plan holds graph edits (by node name, with encoded arguments) and one `StateTransform`. It can
+be printed, hashed and compared, and does nothing by itself: only the manager applies it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from esper.propose import Proposal, Tolerance
+from esper.state import StateTransform
+
+Path = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An argument that is another node, by name."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return f"%{self.name}"
+
+
+@dataclass(frozen=True)
+class SetArg:
+    """Put a literal (or `Ref`) at an argument path of a node."""
+
+    node: str
+    path: Path
+    value: Any
+
+    def text(self) -> str:
+        """Deterministic text."""
+        return f"set %{self.node} {_path(self.path)} = {self.value!r}"
+
+
+@dataclass(frozen=True)
+class ReplaceUses:
+    """Every use of `old` (or only those in `users`) becomes a use of `new`."""
+
+    old: str
+    new: str
+    users: tuple[str, ...] | None = None
+
+    def text(self) -> str:
+        """Deterministic text."""
+        users = "" if self.users is None else f" in {', '.join('%' + u for u in self.users)}"
+        return f"replace %{self.old} by %{self.new}{users}"
+
+
+@dataclass(frozen=True)
+class Insert:
+    """A new node before `before`. A str target with op `get_attr` reads a tensor."""
+
+    name: str
+    op: str  # call_function | get_attr
+    target: Any
+    args: tuple[Any, ...]
+    before: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    module: str = ""
+
+    def text(self) -> str:
+        """Deterministic text."""
+        arguments = [*map(repr, self.args), *(f"{k}={v!r}" for k, v in sorted(self.kwargs.items()))]
+        return f"insert %{self.name} = {self.target}({', '.join(arguments)}) before %{self.before}"
+
+
+@dataclass(frozen=True)
+class Erase:
+    """Remove a node that has no users left."""
+
+    node: str
+
+    def text(self) -> str:
+        """Deterministic text."""
+        return f"erase %{self.node}"
+
+
+Edit = SetArg | ReplaceUses | Insert | Erase
+
+
+@dataclass(frozen=True)
+class UnitCut:
+    """Units that leave an axis: the anatomy follows."""
+
+    axis: str
+    positions: tuple[int, ...]
+
+    def text(self) -> str:
+        """Deterministic text."""
+        return f"cut {self.axis} positions {list(self.positions)}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved change.
+
+    Attributes:
+        proposal: what was asked.
+        summary: one line for a person.
+        edits: graph edits, in order.
+        state: what happens to tensors.
+        cuts: units that leave axes.
+        tolerance: the resolved class (a prune of a coupled axis is lossy).
+        backend: backend to run on from now, if the plan chooses one.
+        figures: computed facts worth recording (bytes before and after, units).
+    """
+
+    proposal: Proposal
+    summary: str
+    edits: tuple[Edit, ...] = ()
+    state: StateTransform = field(default_factory=StateTransform)
+    cuts: tuple[UnitCut, ...] = ()
+    tolerance: Tolerance = "exact"
+    backend: str | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """Deterministic text of everything that would happen."""
+        lines = [f"plan {self.proposal.type} ({self.tolerance}): {self.summary}"]
+        lines += [f"  {edit.text()}" for edit in self.edits]
+        lines += [f"  {line}" for line in self.state.lines()]
+        lines += [f"  {cut.text()}" for cut in self.cuts]
+        if self.backend is not None:
+            lines.append(f"  backend {self.backend}")
+        return "\n".join(lines)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of `text()`; equal plans have equal digests."""
+        return hashlib.blake2b(self.text().encode(), digest_size=16).hexdigest()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing would change."""
+        return not (self.edits or self.state.ops or self.cuts or self.backend)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a proposal is not planned: rule code, sentence, place and remedy."""
+
+    code: str
+    reason: str
+    node: str | None = None
+    remedy: str = ""
+
+
+def _path(path: Path) -> str:
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path)
