@@ -1,0 +1,51 @@
+"""Esper changes the structure of PyTorch models and keeps a change only when it measurably pays.
+
+Everything public is here and is imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from esper import propose as propose
+    from esper.errors import EsperError as EsperError
+    from esper.gate.gate import Gate as Gate
+    from esper.gate.gate import Verdict as Verdict
+    from esper.ir.artifact import load as load
+    from esper.ir.artifact import save as save
+    from esper.ir.model import Model as Model
+    from esper.ir.trace import trace as trace
+    from esper.manager import PassManager as PassManager
+    from esper.optimize import Result as Result
+    from esper.optimize import optimize as optimize
+
+_EXPORTS = {
+    "EsperError": "esper.errors",
+    "Gate": "esper.gate.gate",
+    "Model": "esper.ir.model",
+    "PassManager": "esper.manager",
+    "Result": "esper.optimize",
+    "Verdict": "esper.gate.gate",
+    "load": "esper.ir.artifact",
+    "optimize": "esper.optimize",
+    "save": "esper.ir.artifact",
+    "trace": "esper.ir.trace",
+}
+
+__all__ = ["propose", *_EXPORTS]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "propose":
+        return importlib.import_module("esper.propose")
+    module = _EXPORTS.get(name)
+    if module is None:
+        raise AttributeError(f"module 'esper' has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
