@@ -175,12 +175,14 @@ def sign_test(samples: Samples) -> float:
     return sum(comb(n, k) for k in range(wins, n + 1)) / 2**n
 
 
-def _blocks(rounds: int, length: int, resamples: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
-    """Indices of circular block resamples, shape (resamples, rounds)."""
-    length = max(1, min(length, rounds // 4))
-    starts = rng.integers(0, rounds, size=(resamples, -(-rounds // length)))
-    index = (starts[:, :, None] + np.arange(length)) % rounds
-    return index.reshape(resamples, -1)[:, :rounds].astype(np.intp)
+def _blocks(
+    population: int, size: int, length: int, resamples: int, rng: np.random.Generator
+) -> npt.NDArray[np.intp]:
+    """Indices of circular block resamples of `size` rows, shape (resamples, size)."""
+    length = max(1, min(length, size // 4))
+    starts = rng.integers(0, population, size=(resamples, -(-size // length)))
+    index = (starts[:, :, None] + np.arange(length)) % population
+    return index.reshape(resamples, -1)[:, :size].astype(np.intp)
 
 
 @dataclass(frozen=True)
@@ -197,31 +199,33 @@ class Bootstrap:
 
 
 def bootstrap(contrasts: Sequence[Array], rule: Rule, alpha: float, seed: int) -> Bootstrap:
-    """Shrunk two-level bootstrap of the mean process median.
+    """Shrunk two-level bootstrap of the pooled median.
 
     `contrasts`: per process, shape (rounds, k): k exchangeable differences per round.
     """
     rng = np.random.default_rng([rule.seed, seed])
     count = len(contrasts)
+    estimate = float(np.median(np.concatenate(contrasts)))
     medians = np.array([np.median(c) for c in contrasts])
-    inner = np.empty((count, rule.resamples))
-    for p, contrast in enumerate(contrasts):
-        index = _blocks(contrast.shape[0], rule.block, rule.resamples, rng)
-        drawn = contrast[index].reshape(rule.resamples, -1)
-        inner[p] = np.median(drawn, axis=1) - medians[p]
-    within = float((inner**2).mean())
+    residuals = np.concatenate([c - m for c, m in zip(contrasts, medians, strict=True)])
+    sizes = np.array([c.shape[0] for c in contrasts])
+    typical = int(np.median(sizes))
+    # How far the median of one process strays by the noise of its rounds alone.
+    some = _blocks(len(residuals), typical, rule.block, rule.resamples, rng)
+    strays = np.median(residuals[some].reshape(rule.resamples, -1), axis=1)
+    within = float(strays.var())
     spread = float(medians.var(ddof=1))
     between = max(0.0, spread - within)
-    estimate = float(medians.mean())
-    deviations = np.zeros(count)
+    index = _blocks(len(residuals), len(residuals), rule.block, rule.resamples, rng)
+    drawn = residuals[index]
     if between > 0.0:
         quantile = min(alpha, 0.4)
         stretch = student_quantile(1 - quantile, count - 1) / NormalDist().inv_cdf(1 - quantile)
         shrink = sqrt(between / spread * count / (count - 1))
-        deviations = (medians - estimate) * shrink * stretch
-    chosen = rng.integers(0, count, size=(rule.resamples, count))
-    column = np.arange(rule.resamples)[:, None]
-    replicates = estimate + (deviations[chosen] + inner[chosen, column]).mean(axis=1)
+        deviations = (medians - medians.mean()) * shrink * stretch
+        chosen = rng.integers(0, count, size=(rule.resamples, count))
+        drawn = drawn + np.repeat(deviations[chosen], sizes, axis=1)[:, :, None]
+    replicates = estimate + np.median(drawn.reshape(rule.resamples, -1), axis=1)
     return Bootstrap(estimate, replicates, sqrt(between))
 
 

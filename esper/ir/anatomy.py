@@ -7,7 +7,7 @@ reused, and units keep their birth numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from esper.ir.terms import Atom, Product, Sum, Term
 from esper.ir.unify import Mark
 
 if TYPE_CHECKING:
-    from esper.ir.axes import AtomInfo, AxisTable
+    from esper.ir.axes import AxisTable
     from esper.ir.model import Model
     from esper.ir.regions import Phage, Slot
 
@@ -107,6 +107,14 @@ class Anatomy:
 
         return phages_and_slots(self._model)
 
+    def resize(self, axis_id: str, unit_ids: tuple[int, ...]) -> None:
+        """Set the units of one axis after a cut or its undoing; other axes are untouched."""
+        identity = self._identities.axes[axis_id]
+        identity.unit_ids = unit_ids
+        old = self.axes[axis_id]
+        self._model.table.sizes[old.atom] = len(unit_ids)
+        self.axes[axis_id] = replace(old, size=len(unit_ids), unit_ids=unit_ids)
+
     @property
     def phages(self) -> dict[str, Phage]:
         """Committed modules and regions by ID."""
@@ -153,7 +161,7 @@ def _axes(
                 name
                 for name in sorted(names)
                 if name not in found
-                and len(identities.axes[name].unit_ids) == table.atoms[atom].size
+                and len(identities.axes[name].unit_ids) == table.sizes[atom]
             ),
             None,
         )
@@ -164,7 +172,7 @@ def _axes(
             identities.axes[match].members = frozenset(places)
     _retire(identities, found)
     for atom in fresh:
-        size = table.atoms[atom].size
+        size = table.sizes[atom]
         name = _name(members[atom], kinds[atom], identities)
         identities.axes[name] = Identity(
             frozenset(members[atom]), tuple(range(size)), size, kinds[atom]
@@ -172,7 +180,7 @@ def _axes(
         found[name] = atom
     order = {atom: i for i, atom in enumerate(members)}
     return {
-        name: _axis(name, atom, table.atoms[atom], members[atom], identities.axes[name], parameters)
+        name: _axis(name, atom, table, members[atom], identities.axes[name], parameters)
         for name, atom in sorted(found.items(), key=lambda item: order[item[1]])
     }
 
@@ -186,18 +194,19 @@ def _retire(identities: Identities, found: dict[str, int]) -> None:
 def _axis(
     name: str,
     atom: int,
-    info: AtomInfo,
+    table: AxisTable,
     members: list[Member],
     identity: Identity,
     parameters: set[str],
 ) -> Axis:
+    info = table.atoms[atom]
     frozen = info.frozen
     if frozen is None and not any(tensor in parameters for tensor, _, _ in members):
         frozen = Mark("lives in no parameter", "")
     return Axis(
         name,
         identity.kind,
-        info.size,
+        table.sizes[atom],
         identity.unit_ids,
         tuple(dict.fromkeys((tensor, dim) for tensor, dim, _ in members)),
         None if frozen is None else frozen.reason,

@@ -8,7 +8,7 @@ graph (`literals`), and where a removed unit would have been consumed (`uses`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx
@@ -45,11 +45,10 @@ class Use:
     kind: str = "zero"
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class AtomInfo:
-    """What is known of one atom."""
+    """What is known of one atom; its size is in `AxisTable.sizes`."""
 
-    size: int
     frozen: Mark | None
     coupled: Mark | None
     roles: frozenset[str]
@@ -57,9 +56,10 @@ class AtomInfo:
 
 @dataclass
 class AxisTable:
-    """Resolved analysis of one graph."""
+    """Resolved analysis of one graph. Only `sizes` ever changes, when units are cut."""
 
     atoms: dict[int, AtomInfo] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
     tensors: dict[str, tuple[Term, ...]] = field(default_factory=dict)  # parameters and buffers
     values: dict[str, Any] = field(default_factory=dict)  # node -> terms (or tuple of terms)
     literals: list[Literal] = field(default_factory=list)
@@ -70,26 +70,9 @@ class AxisTable:
     uses_of: dict[int, list[Use]] = field(default_factory=dict)
     values_of: dict[int, list[str]] = field(default_factory=dict)
 
-    @property
-    def sizes(self) -> dict[int, int]:
-        """Atom -> number of units."""
-        return {atom: info.size for atom, info in self.atoms.items()}
-
     def copy(self) -> AxisTable:
         """Independent sizes over shared immutable terms."""
-        infos = {a: AtomInfo(i.size, i.frozen, i.coupled, i.roles) for a, i in self.atoms.items()}
-        return AxisTable(
-            infos,
-            self.tensors,
-            self.values,
-            self.literals,
-            self.uses,
-            self.unknown,
-            self.literals_of,
-            self.tensors_of,
-            self.uses_of,
-            self.values_of,
-        )
+        return replace(self, sizes=dict(self.sizes))
 
     def size(self, term: Term) -> int:
         """Elements along a dimension."""
@@ -291,9 +274,9 @@ class _Resolver:
                 term = ONE
             else:
                 number = len(self.table.atoms)
-                size = dim.size if isinstance(dim.size, int) else 0
+                self.table.sizes[number] = dim.size if isinstance(dim.size, int) else 0
                 self.table.atoms[number] = AtomInfo(
-                    size, dim.frozen, dim.coupled, frozenset(dim.roles)
+                    dim.frozen, dim.coupled, frozenset(dim.roles)
                 )
                 term = Atom(number)
         elif dim.form == "product":
@@ -312,7 +295,9 @@ class _Resolver:
             inner = set(atoms_of(factor))
             for atom in inner & seen:
                 info = self.table.atoms[atom]
-                info.frozen = info.frozen or Mark("occurs twice in one product", "")
+                if info.frozen is None:
+                    mark = Mark("occurs twice in one product", "")
+                    self.table.atoms[atom] = replace(info, frozen=mark)
             seen |= inner
 
 

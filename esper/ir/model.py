@@ -31,6 +31,7 @@ class _Data:
         self.notes: list[str] = []
         self.table: AxisTable | None = None
         self.anatomy: Anatomy | None = None
+        self.payloads: dict[str, dict[str, torch.Tensor]] = {}
 
     def copy(self) -> _Data:
         new = _Data()
@@ -102,6 +103,20 @@ class Model(fx.GraphModule):
         anatomy = self.anatomy
         every = [*anatomy.axes, *anatomy.phages, *anatomy.slots]
         return [name for name in every if fnmatch.fnmatchcase(name, pattern)]
+
+    @property
+    def payloads(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Solved tensors waiting for a proposal that names their digest; never saved."""
+        return self._data.payloads
+
+    def mark_stale(self) -> None:
+        """Regenerate code at the next call: edits in a batch then cost one code generation."""
+        type(self).forward = _refresh_and_forward  # type: ignore[method-assign]
+
+    def refresh(self) -> None:
+        """Regenerate code now if edits made it stale."""
+        if type(self).forward is _refresh_and_forward:
+            self.recompile()
 
     def invalidate(self, *, table: bool = True) -> None:
         """Forget derived structure after a change; `table=False` keeps the axis analysis."""
@@ -182,3 +197,8 @@ class Model(fx.GraphModule):
         from esper.ir.printer import print_model
 
         return print_model(self)
+
+
+def _refresh_and_forward(self: Model, *args: Any, **kwargs: Any) -> Any:
+    self.recompile()
+    return self.forward(*args, **kwargs)

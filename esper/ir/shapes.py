@@ -51,7 +51,13 @@ def evaluate(model: Model, node: fx.Node, mode: FakeTensorMode) -> Any:
     """
     if node.op == "get_attr":
         tensor = model.tensor(str(node.target))
-        return None if tensor is None else mode.from_tensor(tensor, static_shapes=True)
+        if tensor is None:
+            return node.meta.get("val")
+        # Not `from_tensor`: it remembers tensor objects, and cuts change shapes in place.
+        with mode:
+            return torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+            )
     if node.op != "call_function":
         return node.meta.get("val")
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))

@@ -1,0 +1,133 @@
+"""Boundary contracts: what may change where, as rules with codes.
+
+A rule looks at a proposal and the anatomy, never at tensors, and answers with a refusal that
+names the rule, the place and a remedy. The table is explicit; every rule has a test that makes
+it fire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from esper.plan import Refusal
+from esper.propose import DropRegion, FuseConvBN, Proposal, PruneUnits, Refit
+
+if TYPE_CHECKING:
+    from esper.ir.model import Model
+
+Rule = Callable[["Model", Proposal], Refusal | None]
+
+
+def known_target(model: Model, proposal: Proposal) -> Refusal | None:
+    """`unknown-target`: a target must be a living part."""
+    if isinstance(proposal, PruneUnits):
+        return _missing("axis", proposal.axis, model.anatomy.axes, model.identities.retired)
+    if isinstance(proposal, DropRegion):
+        return _missing("region", proposal.region, model.anatomy.phages, model.identities.retired)
+    if isinstance(proposal, (FuseConvBN, Refit)):
+        nodes = model.nodes
+        for target in proposal.targets:
+            refusal = _missing("node", target, nodes, set())
+            if refusal is not None:
+                return refusal
+    return None
+
+
+def _missing(
+    what: str, name: str, living: Mapping[str, object], retired: set[str]
+) -> Refusal | None:
+    if name in living:
+        return None
+    if name in retired:
+        return Refusal("retired-target", f"{what} {name} was removed earlier", name)
+    near = get_close_matches(name, living, 1)
+    remedy = f"did you mean {near[0]}?" if near else "list the parts with `esper inspect`"
+    return Refusal("unknown-target", f"there is no {what} {name}", name, remedy)
+
+
+def known_units(model: Model, proposal: Proposal) -> Refusal | None:
+    """`unknown-unit`, `repeated-unit`: units must live, each named once."""
+    if not isinstance(proposal, PruneUnits):
+        return None
+    axis = model.anatomy.axes[proposal.axis]
+    gone = sorted(set(proposal.units) - set(axis.unit_ids))
+    if gone:
+        return Refusal(
+            "unknown-unit", f"{axis.id} has no unit {gone[0]}", axis.id, "see unit_ids of the axis"
+        )
+    if len(set(proposal.units)) < len(proposal.units):
+        return Refusal("repeated-unit", f"a unit of {axis.id} is named twice", axis.id)
+    return None
+
+
+def frozen_axis(model: Model, proposal: Proposal) -> Refusal | None:
+    """`frozen-axis`: an op, a port or the user forbids cutting this axis."""
+    if not isinstance(proposal, PruneUnits):
+        return None
+    axis = model.anatomy.axes[proposal.axis]
+    if axis.frozen_reason is None:
+        return None
+    node = model.nodes.get(axis.frozen_node or "")
+    source = node.meta.get("source", "") if node is not None else ""
+    unknown = model.table.unknown.get(axis.frozen_node or "")
+    remedy = (
+        f"register a rule for {unknown} with esper.register_axis_rule"
+        if unknown
+        else "choose another axis"
+    )
+    reason = f"{axis.id} is frozen: {axis.frozen_reason}"
+    if axis.frozen_node:
+        reason += f" at %{axis.frozen_node}"
+    if source:
+        reason += f" ({source})"
+    return Refusal("frozen-axis", reason, axis.frozen_node, remedy)
+
+
+def never_empty(model: Model, proposal: Proposal) -> Refusal | None:
+    """`empty-axis`: at least one unit stays; removing a whole part is another proposal."""
+    if not isinstance(proposal, PruneUnits):
+        return None
+    axis = model.anatomy.axes[proposal.axis]
+    if len(proposal.units) < axis.size:
+        return None
+    return Refusal(
+        "empty-axis",
+        f"cutting all {axis.size} units would leave {axis.id} empty",
+        axis.id,
+        "keep at least one unit, or propose drop-region for the part",
+    )
+
+
+def bypassable_region(model: Model, proposal: Proposal) -> Refusal | None:
+    """`not-bypassable`: input and output of a dropped region must agree."""
+    if not isinstance(proposal, DropRegion):
+        return None
+    region = model.anatomy.phages[proposal.region]
+    if region.bypassable:
+        return None
+    return Refusal(
+        "not-bypassable",
+        f"{region.id} cannot be bypassed: {region.reason}",
+        region.id,
+        "drop a region whose input and output agree in shape",
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    known_target,
+    known_units,
+    frozen_axis,
+    never_empty,
+    bypassable_region,
+)
+
+
+def check(model: Model, proposal: Proposal) -> Refusal | None:
+    """The first refusal, or None where the contract admits the proposal."""
+    for rule in RULES:
+        refusal = rule(model, proposal)
+        if refusal is not None:
+            return refusal
+    return None
