@@ -76,11 +76,17 @@ class Pass:
         aim: `speed` passes must pay at the gate; `repair` passes (reconstruct, distil) are judged
             together with the pass before them; `cleanup` passes are exact and are judged with
             the next speed pass.
-        scope: `pass` takes inner passes (repeat), see `inner`.
+        nests: the pass is a combinator: it takes inner passes, `name{...}(inner, ...)`, runs them
+            `rounds()` times and proposes nothing itself. Its aim is that of its inner passes.
     """
 
     name: ClassVar[str] = ""
     aim: ClassVar[Literal["speed", "repair", "cleanup"]] = "speed"
+    nests: ClassVar[bool] = False
+
+    def rounds(self) -> int:
+        """How many times the inner passes of a combinator run."""
+        return 1
 
     def propose(self, model: Model, context: Context) -> Proposals:
         """Yield proposals for the present model; `record = yield proposal` says what became of it.
