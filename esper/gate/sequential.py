@@ -1,15 +1,14 @@
 """The sequence of looks: which samples to draw next, or what to conclude. Pure, like `statistics`.
 
-A search stage looks at preset numbers of processes. What it finds is confirmed on fresh processes
-whose number is fixed before the first of them runs, so the final estimate, which comes from the
-confirmation alone, carries no winner's curse.
+A search stage looks at preset numbers of processes. What it finds must be found again by the same
+test on fresh processes. The final estimate comes from those alone, so it does not carry the luck
+that got the change selected; what an early stop of the confirmation leaves is measured in
+`benchmarks/gate/simulate.py` (`log_bias_of_accepted`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import log, log1p
-from statistics import NormalDist
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from esper.gate.statistics import Decision, Rule, Samples, decide
@@ -36,17 +35,17 @@ class Conclusion:
     reason: str
 
 
-def planned_confirmation(found: Decision, rule: Rule) -> int:
-    """Processes for the confirmation: enough to succeed with probability about 0.95 if the truth
-    lies halfway between the lower bound and the estimate of the search stage."""
-    effect = (log(found.speedup) + log(found.lower)) / 2
-    room = effect - max(log1p(rule.delta), log1p(found.delta_effective))
-    demand = NormalDist().inv_cdf(1 - rule.alpha) + NormalDist().inv_cdf(0.95)
-    if room <= 0.0:
-        return rule.looks[-1]
-    one = found.standard_error * found.processes**0.5
-    needed = int((demand * one / room) ** 2) + 1
-    return max(rule.confirm, min(needed, rule.looks[-1]))
+def judge(samples: Samples, rule: Rule, stage: Stage) -> Draw | Conclusion:
+    """One stage: the next draw, or what its looks so far conclude."""
+    for look in rule.looks:
+        if len(samples) < look:
+            return Draw(stage, look - len(samples))
+        found = decide(
+            samples.first(look), rule, rule.alpha_per_look, horizon=rule.looks[-1]
+        )
+        if found.call != "continue":
+            return _conclude(found, stage)
+    return _conclude(found, stage)
 
 
 def advance(search: Samples, confirm: Samples, rule: Rule) -> Draw | Conclusion:
@@ -54,49 +53,50 @@ def advance(search: Samples, confirm: Samples, rule: Rule) -> Draw | Conclusion:
 
     A function of the samples only: replaying a recorded verdict is calling this with its samples.
     """
-    if len(search) < rule.looks[0]:
-        return Draw("search", rule.looks[0] - len(search))
-    for number, look in enumerate(rule.looks):
-        if len(search) < look:
-            return Draw("search", look - len(search))
-        found = decide(search.first(look), rule, rule.alpha_per_look, horizon=rule.looks[-1])
-        last = number == len(rule.looks) - 1
-        if found.call == "reject":
-            return Conclusion("reject", found, "search", _below(found))
-        if found.call == "accept":
-            break
-        if last:
-            return Conclusion("ambiguous", found, "search", _undecided(found))
-    planned = planned_confirmation(found, rule)
-    if len(confirm) < planned:
-        return Draw("confirm", planned - len(confirm))
-    final = decide(confirm.first(planned), rule)
-    if final.call == "accept":
-        reason = (
-            f"confirmed on {final.processes} fresh processes: {final.speedup:.3f}x, "
-            f"at least {final.lower:.3f}x."
-        )
-        return Conclusion("accept", final, "confirm", reason)
-    if final.call == "reject":
-        return Conclusion("reject", final, "confirm", "not confirmed: " + _below(final))
-    return Conclusion("ambiguous", final, "confirm", "not confirmed: " + _undecided(final))
+    step = judge(search, rule, "search")
+    if isinstance(step, Draw) or step.outcome != "accept":
+        return step
+    return judge(confirm, rule, "confirm")
 
 
 def exhausted(search: Samples, confirm: Samples, rule: Rule) -> Conclusion:
-    """The conclusion when the time budget ends first: never an acceptance."""
-    samples, stage = (confirm, "confirm") if len(confirm) >= 2 else (search, "search")
-    figures = decide(samples, rule)
+    """The conclusion when time ends before the next look: that look is taken early, at its own
+    share of the error budget, which is sound since the clock does not know the estimate.
+
+    Only a confirmation can still accept.
+    """
+    early = "the time budget ended early; "
+    if len(confirm) >= 2:
+        end = _conclude(decide(confirm, rule, rule.alpha_per_look), "confirm")
+        return replace(end, reason=early + end.reason)
+    end = _conclude(decide(search, rule, rule.alpha_per_look), "search")
+    if end.outcome == "accept":
+        end = replace(
+            end, outcome="ambiguous", reason=_undecided(end.decision) + " Unconfirmed."
+        )
+    return replace(end, reason=early + end.reason)
+
+
+def _conclude(found: Decision, stage: Stage) -> Conclusion:
+    before = "" if stage == "search" else "not confirmed: "
+    if found.call == "reject":
+        return Conclusion("reject", found, stage, before + _below(found))
+    if found.call == "continue":
+        return Conclusion("ambiguous", found, stage, before + _undecided(found))
+    reason = f"on {found.processes} fresh processes {found.speedup:.3f}x, at least {found.lower:.3f}x."
     return Conclusion(
-        "ambiguous",
-        figures,
-        "confirm" if stage == "confirm" else "search",
-        "the time budget ended before the evidence sufficed: " + _undecided(figures),
+        "accept",
+        found,
+        stage,
+        f"{'found' if stage == 'search' else 'confirmed'} {reason}",
     )
 
 
 def _below(found: Decision) -> str:
     bar = 1 + found.delta_effective
-    return f"{found.speedup:.3f}x (at most {found.upper:.3f}x) does not clear {bar:.3f}x."
+    return (
+        f"{found.speedup:.3f}x (at most {found.upper:.3f}x) does not clear {bar:.3f}x."
+    )
 
 
 def _undecided(found: Decision) -> str:

@@ -1,0 +1,169 @@
+"""Error rates of the gate's decision rule under simulated noise: no clock, no torch.
+
+    python benchmarks/gate/simulate.py --trials 400 -o benchmarks/results/gate_simulation.json
+
+Per process every contender gets its own lasting offset (placement of its memory); per round the
+three share a drift, and each has its own AR(1) noise with heavy right tails. A trial follows the
+same sequence of looks as the product. `accepted` is the rate of acceptance of a true speed-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from esper.gate.sequential import Draw, advance
+from esper.gate.statistics import Rule, Samples
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviations in log units; `rho` is the AR(1) coefficient of a contender's own noise,
+    `spikes` the share of visits slowed by an exponential of mean `spike`."""
+
+    name: str
+    process: float
+    round: float
+    rho: float = 0.0
+    drift: float = 0.05
+    spikes: float = 0.0
+    spike: float = 0.5
+
+
+MODELS = (
+    Noise("calm", process=0.001, round=0.01),
+    Noise("spiky", process=0.002, round=0.01, spikes=0.15, spike=0.3),
+    Noise("drifting", process=0.002, round=0.02, rho=0.6, drift=0.2),
+    Noise("placement", process=0.006, round=0.01),
+    Noise(
+        "shared VM",
+        process=0.004,
+        round=0.025,
+        rho=0.4,
+        drift=0.1,
+        spikes=0.1,
+        spike=0.3,
+    ),
+    Noise("bad placement", process=0.015, round=0.01, spikes=0.05),
+    Noise("storm", process=0.01, round=0.08, rho=0.5, drift=0.3, spikes=0.3, spike=1.0),
+)
+
+
+def correlated(
+    rng: np.random.Generator, shape: tuple[int, int], rho: float
+) -> npt.NDArray[np.float64]:
+    """AR(1) along the first axis with unit marginal variance."""
+    white = rng.standard_normal(shape)
+    out = np.empty(shape)
+    out[0] = white[0]
+    for i in range(1, shape[0]):
+        out[i] = rho * out[i - 1] + np.sqrt(1 - rho**2) * white[i]
+    return out
+
+
+def process(
+    rng: np.random.Generator, noise: Noise, rounds: int, effect: float
+) -> npt.NDArray[np.float64]:
+    offsets = rng.normal(0.0, noise.process, 3)
+    common = correlated(rng, (rounds, 1), 0.95) * noise.drift
+    own = correlated(rng, (rounds, 3), noise.rho) * noise.round
+    hit = rng.random((rounds, 3)) < noise.spikes
+    spikes = hit * np.log1p(rng.exponential(noise.spike, (rounds, 3)))
+    return (
+        np.log(0.02)
+        + offsets
+        + common
+        + own
+        + spikes
+        - np.array([0.0, 0.0, np.log1p(effect)])
+    )
+
+
+def trial(
+    noise: Noise, effect: float, rounds: int, rule: Rule, seed: int
+) -> tuple[str, int, float]:
+    """Outcome, number of processes spent, and the reported speed-up."""
+    rng = np.random.default_rng([seed, int(effect * 1e4)])
+    stages = {"search": Samples(), "confirm": Samples()}
+    while isinstance(step := advance(stages["search"], stages["confirm"], rule), Draw):
+        fresh = tuple(process(rng, noise, rounds, effect) for _ in range(step.count))
+        stages[step.stage] = stages[step.stage] + Samples(fresh)
+    spent = len(stages["search"]) + len(stages["confirm"])
+    return step.outcome, spent, step.decision.speedup
+
+
+def cell(job: tuple[Noise, float, int, Rule, int]) -> dict[str, object]:
+    noise, effect, rounds, rule, trials = job
+    runs = [trial(noise, effect, rounds, rule, seed) for seed in range(trials)]
+    accepted = [r for r in runs if r[0] == "accept"]
+    bias = (
+        float(np.mean([np.log(r[2]) for r in accepted]) - np.log1p(effect))
+        if accepted
+        else None
+    )
+    return {
+        "noise": noise.name,
+        "true_speedup": 1 + effect,
+        "trials": trials,
+        "accepted": len(accepted) / trials,
+        "ambiguous": sum(r[0] == "ambiguous" for r in runs) / trials,
+        "processes_mean": float(np.mean([r[1] for r in runs])),
+        "processes_p95": float(np.quantile([r[1] for r in runs], 0.95)),
+        "log_bias_of_accepted": bias,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None
+    )
+    parser.add_argument("--trials", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=16, help="rounds per process")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--noise", action="append", help="only this noise model (repeatable)"
+    )
+    parser.add_argument("--looks", default=",".join(map(str, Rule.looks)))
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    looks = tuple(int(n) for n in options.looks.split(","))
+    rule = Rule(looks=looks)
+    jobs = [
+        (noise, effect, options.rounds, rule, options.trials)
+        for noise in MODELS
+        if not options.noise or noise.name in options.noise
+        for effect in (0.0, 0.01, 0.03, 0.05, 0.5)
+    ]
+    rows = []
+    with ProcessPoolExecutor(options.workers) as pool:
+        for row in pool.map(cell, jobs):
+            rows.append(row)
+            bias = row["log_bias_of_accepted"]
+            print(
+                f"{row['noise']:14s} {row['true_speedup']:.2f}x accepted {row['accepted']:6.1%} "
+                f"ambiguous {row['ambiguous']:6.1%} processes {row['processes_mean']:5.1f} "
+                f"(p95 {row['processes_p95']:.0f}) bias "
+                + ("-" if bias is None else f"{bias:+.4f}"),
+                flush=True,
+            )
+    if options.output:
+        result = {
+            "benchmark": "gate_simulation",
+            "rule": asdict(rule),
+            "rounds_per_process": options.rounds,
+            "noise_models": [asdict(m) for m in MODELS],
+            "numpy": np.__version__,
+            "rows": rows,
+        }
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

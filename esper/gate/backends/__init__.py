@@ -1,0 +1,45 @@
+"""The backends a model can be measured and deployed on, as one explicit table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from esper.errors import BackendError
+
+if TYPE_CHECKING:
+    from esper.gate.backends.base import Backend, Context
+
+NAMES = ("eager", "inductor", "onnxruntime", "openvino")
+
+
+def backend(name: str) -> Backend:
+    """The backend called `name`. Raises BackendError for an unknown one."""
+    if name == "eager":
+        from esper.gate.backends.eager import Eager
+
+        return Eager()
+    if name == "inductor":
+        from esper.gate.backends.inductor import Inductor
+
+        return Inductor()
+    if name == "onnxruntime":
+        from esper.gate.backends.onnxruntime import OnnxRuntime
+
+        return OnnxRuntime()
+    if name == "openvino":
+        from esper.gate.backends.openvino import OpenVino
+
+        return OpenVino()
+    raise BackendError(f"unknown backend {name!r}; choose one of {', '.join(NAMES)}.")
+
+
+def usable(name: str, context: Context) -> str | None:
+    """None when backend `name` can serve `context`, else one sentence why not."""
+    found = backend(name)
+    if (missing := found.available()) is not None:
+        return missing
+    if context.objective not in found.objectives:
+        return f"{name} cannot run a {context.objective} step."
+    if context.device not in found.devices:
+        return f"{name} cannot run on {context.device} here."
+    return None

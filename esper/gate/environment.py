@@ -1,0 +1,65 @@
+"""Names and versions of what a figure was measured on."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from esper.gate.backends import backend
+from esper.gate.backends.base import Context
+from esper.gate.verdict import Environment
+
+
+def device_name(device: str) -> str:
+    """The marketing name of the GPU, or the processor model with its number of cores."""
+    if device == "cuda":
+        return str(torch.cuda.get_device_name())
+    import os
+
+    cores = (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )
+    return f"{_processor()}, {cores} cores"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment(context: Context, backends: Iterable[str]) -> Environment:
+    """The environment of a measurement with these backends."""
+    versions = {"torch": str(torch.__version__)}
+    for name in sorted(set(backends)):
+        versions |= backend(name).versions()
+    return Environment(
+        device=context.device,
+        device_name=device_name(context.device),
+        threads=context.threads,
+        python=platform.python_version(),
+        versions=versions,
+    )
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers; storage shared by tied ones counts once."""
+    sizes = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())
+
+
+def directory_bytes(directory: Path) -> int:
+    """Bytes of all files below a directory."""
+    return sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())

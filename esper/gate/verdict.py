@@ -1,0 +1,117 @@
+"""What a comparison found, as data that survives JSON and can be judged again."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from esper.errors import GateError
+from esper.gate.sequential import Conclusion, advance, exhausted
+from esper.gate.statistics import Rule, Samples
+
+
+class Side(BaseModel):
+    """One side of a comparison. `milliseconds`: median over rounds of the weighted step time;
+    `parameter_bytes`: parameters and buffers, tied ones once; `artifact_bytes`: what is deployed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    backend: str
+    milliseconds: float
+    parameter_bytes: int
+    artifact_bytes: int
+
+
+class Environment(BaseModel):
+    """Where it was measured."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device: str
+    device_name: str
+    threads: int
+    python: str
+    versions: dict[str, str]
+
+
+class Recorded(BaseModel):
+    """Log seconds of A, A' and B: [process][round][3]. `search` chose, `confirm` judged."""
+
+    model_config = ConfigDict(frozen=True)
+
+    search: list[list[list[float]]]
+    confirm: list[list[list[float]]]
+
+
+class Verdict(BaseModel):
+    """The result of `Gate.compare`.
+
+    `speedup` is baseline time over candidate time of the whole weighted step, with one-sided
+    bounds `lower` and `upper` at error `alpha` each; all three come from the confirmation samples
+    when there are any. `delta_effective` is the bar after A/A calibration.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    outcome: Literal["accept", "reject", "ambiguous"]
+    reason: str
+    speedup: float
+    lower: float
+    upper: float
+    alpha: float
+    p_sign: float
+    delta_effective: float
+    noise: float
+    stage: Literal["search", "confirm"]
+    processes: int
+    rounds: int
+    seconds: float
+    objective: Literal["inference", "training"]
+    baseline: Side
+    candidate: Side
+    weights: list[float]
+    shapes: list[list[list[int]]]
+    environment: Environment
+    rule: Rule
+    samples: Recorded
+    backends_tried: dict[str, str] = {}
+
+    @property
+    def accepted(self) -> bool:
+        return self.outcome == "accept"
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.lower, self.upper
+
+    def decide_again(self, rule: Rule | None = None) -> Conclusion:
+        """Replay the recorded samples under `rule` (default: the rule used then).
+
+        Another rule may want more samples than were drawn; the conclusion is then `ambiguous`.
+        """
+        used = rule or self.rule
+        return replay(
+            Samples.from_lists(self.samples.search),
+            Samples.from_lists(self.samples.confirm),
+            used,
+        )
+
+    def summary(self) -> str:
+        """One line for people."""
+        word = {"accept": "accepted", "reject": "rejected", "ambiguous": "ambiguous"}[
+            self.outcome
+        ]
+        return (
+            f"{word}: {self.baseline.milliseconds:.3f} ms ({self.baseline.backend}) -> "
+            f"{self.candidate.milliseconds:.3f} ms ({self.candidate.backend}), "
+            f"{self.speedup:.3f}x [{self.lower:.3f}, {self.upper:.3f}]; {self.reason}"
+        )
+
+
+def replay(search: Samples, confirm: Samples, rule: Rule) -> Conclusion:
+    """The conclusion `rule` draws from recorded samples."""
+    if len(search) < 2:
+        raise GateError("a verdict needs recorded samples of at least 2 processes.")
+    step = advance(search, confirm, rule)
+    return step if isinstance(step, Conclusion) else exhausted(search, confirm, rule)
