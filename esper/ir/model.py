@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import fx
 
-from esper.ir import modes
+from esper.ir import modes, shapes
 from esper.ir.anatomy import Anatomy, Identities
 from esper.ir.axes import AxisTable, analyse
 from esper.ir.rules import REGISTRY
 
 if TYPE_CHECKING:
+    from esper.ir.ports import Ports
     from esper.plan import Plan, Refusal
     from esper.propose import Proposal
     from esper.records import Record
@@ -31,6 +32,8 @@ class _Data:
         self.notes: list[str] = []
         self.table: AxisTable | None = None
         self.anatomy: Anatomy | None = None
+        self.ports: Ports | None = None
+        self.readers: dict[str, list[str]] | None = None
         self.payloads: dict[str, dict[str, torch.Tensor]] = {}
 
     def copy(self) -> _Data:
@@ -38,6 +41,7 @@ class _Data:
         new.identities = self.identities.copy()
         new.history = list(self.history)
         new.notes = list(self.notes)
+        new.ports = self.ports
         new.table = None if self.table is None else self.table.copy()
         return new
 
@@ -52,12 +56,15 @@ class Model(fx.GraphModule):
     def __init__(self, root: torch.nn.Module | dict[str, Any], graph: fx.Graph) -> None:
         super().__init__(root, graph, "Model")
         self.meta[_KEY] = _Data()
+        if isinstance(root, torch.nn.Module):
+            _keep_persistence(root, self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         result = super().__deepcopy__(memo)
         result.meta[_KEY] = self._data.copy()
         for name, module in self.named_modules():
             result.get_submodule(name).training = module.training
+        _keep_persistence(self, result)
         return result
 
     @property
@@ -98,6 +105,15 @@ class Model(fx.GraphModule):
         """The memory behind stable IDs."""
         return self._data.identities
 
+    @property
+    def ports(self) -> Ports | None:
+        """What callers rely on, as recorded when the model was traced."""
+        return self._data.ports
+
+    @ports.setter
+    def ports(self, ports: Ports) -> None:
+        self._data.ports = ports
+
     def find(self, pattern: str) -> list[str]:
         """IDs of axes, phages and slots that match a glob, in graph order."""
         anatomy = self.anatomy
@@ -118,11 +134,29 @@ class Model(fx.GraphModule):
         if type(self).forward is _refresh_and_forward:
             self.recompile()
 
+    def swap_graph(self, graph: fx.Graph) -> None:
+        """Take another graph object without generating code yet."""
+        graph.owning_module = self
+        self._graph = graph
+        self._data.readers = None
+        self.mark_stale()
+
+    def derived(self) -> tuple[AxisTable | None, Anatomy | None, Identities]:
+        """Derived structure and identities, to be put back by `restore_derived`."""
+        data = self._data
+        return data.table, data.anatomy, data.identities.copy()
+
+    def restore_derived(self, derived: tuple[AxisTable | None, Anatomy | None, Identities]) -> None:
+        """Put back what `derived` returned. The anatomy keeps reading the same identities."""
+        self._data.table, self._data.anatomy, identities = derived
+        self._data.identities.assign(identities)
+
     def invalidate(self, *, table: bool = True) -> None:
         """Forget derived structure after a change; `table=False` keeps the axis analysis."""
         if table:
             self._data.table = None
         self._data.anatomy = None
+        self._data.readers = None
 
     # -- tensors -------------------------------------------------------------------------------
 
@@ -154,6 +188,18 @@ class Model(fx.GraphModule):
         tensors = {id(tensor): tensor for _, tensor in self.all_tensors()}
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
+    def readers(self) -> dict[str, list[str]]:
+        """Tensor (by first name) -> names of the `get_attr` nodes that read it."""
+        if self._data.readers is None:
+            names = self.canonical_names()
+            readers: dict[str, list[str]] = {}
+            for node in self.graph.find_nodes(op="get_attr"):
+                name = names.get(str(node.target))
+                if name is not None:
+                    readers.setdefault(name, []).append(node.name)
+            self._data.readers = readers
+        return self._data.readers
+
     # -- modes and devices ---------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Self:
@@ -164,11 +210,16 @@ class Model(fx.GraphModule):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        before = {t.device for _, t in self.all_tensors()}
+        """Device literals and the dtypes of floating-point inputs follow the parameters."""
+        before = self.all_tensors()
         super()._apply(fn, recurse)
-        after = {t.device for _, t in self.all_tensors()}
-        if before != after and len(after) == 1:
-            modes.set_device(self.graph, next(iter(after)))
+        after = dict(self.all_tensors())
+        devices = {t.device for t in after.values()}
+        if len(devices) == 1 and devices != {t.device for _, t in before}:
+            modes.set_device(self.graph, next(iter(devices)))
+        dtypes = {t.dtype: after[n].dtype for n, t in before if t.dtype != after[n].dtype}
+        if dtypes or devices != {t.device for _, t in before}:
+            shapes.move_inputs(self, dtypes, next(iter(devices)) if len(devices) == 1 else None)
             self.recompile()
         return self
 
@@ -202,3 +253,12 @@ class Model(fx.GraphModule):
 def _refresh_and_forward(self: Model, *args: Any, **kwargs: Any) -> Any:
     self.recompile()
     return self.forward(*args, **kwargs)
+
+
+def _keep_persistence(source: torch.nn.Module, copied: torch.nn.Module) -> None:
+    """torch.fx registers every buffer it copies as persistent; put back what was not."""
+    modules = dict(source.named_modules())
+    for name, module in copied.named_modules():
+        if name in modules:
+            hidden = modules[name]._non_persistent_buffers_set & module._buffers.keys()
+            module._non_persistent_buffers_set |= hidden

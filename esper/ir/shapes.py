@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,14 +62,23 @@ def evaluate(model: Model, node: fx.Node, mode: FakeTensorMode) -> Any:
     if node.op != "call_function":
         return node.meta.get("val")
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
-    with mode:
+    # Values are kept for their shapes only: no autograd history, and no guards, which would
+    # narrow the ranges of symbols by what some kernel's heuristics asked about the example.
+    with mode, torch.no_grad(), _no_guards(mode):
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def propagate(model: Model, dirty: Iterable[fx.Node] | None = None) -> list[fx.Node]:
+def _no_guards(mode: FakeTensorMode) -> AbstractContextManager[None]:
+    return nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards()
+
+
+def propagate(
+    model: Model, dirty: Iterable[fx.Node] | None = None, before: dict[str, Any] | None = None
+) -> list[fx.Node]:
     """Recompute `meta["val"]`, everywhere or from `dirty` on while values keep changing.
 
-    Returns the nodes whose value changed in shape or dtype, in graph order.
+    Returns the nodes whose value changed in shape or dtype, in graph order. `before`, if given,
+    receives the previous value of every node that was recomputed.
     """
     mode = fake_mode(model.graph)
     pending = None if dirty is None else set(dirty)
@@ -76,6 +86,8 @@ def propagate(model: Model, dirty: Iterable[fx.Node] | None = None) -> list[fx.N
     for node in model.graph.nodes if pending is None else _forward(model.graph, pending):
         if pending is not None and node not in pending:
             continue
+        if before is not None:
+            before[node.name] = node.meta.get("val")
         value = evaluate(model, node, mode)
         if not same_value(value, node.meta.get("val")):
             changed.append(node)
@@ -85,16 +97,29 @@ def propagate(model: Model, dirty: Iterable[fx.Node] | None = None) -> list[fx.N
     return changed
 
 
+def move_inputs(
+    model: Model, dtypes: dict[torch.dtype, torch.dtype], device: torch.device | None
+) -> None:
+    """Retype the recorded inputs after `model.double()`, `.to(...)`, and propagate from there."""
+    mode = fake_mode(model.graph)
+    for node in model.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            with mode:
+                node.meta["val"] = value.to(
+                    dtype=dtypes.get(value.dtype, value.dtype), device=device or value.device
+                )
+    propagate(model)
+
+
 def _forward(graph: fx.Graph, pending: set[fx.Node]) -> Iterable[fx.Node]:
     """Graph order from the first pending node; stops when nothing is pending any more."""
     if not pending:
         return
     node = min(pending)  # fx nodes compare by position in the graph
-    done: set[fx.Node] = set()
-    while node.op != "root":
+    done = 0
+    while node.op != "root" and done < len(pending):
         if node in pending:
-            yield node
-            done.add(node)
-            if done >= pending:
-                return
+            yield node  # the caller may add users, which all come later
+            done += 1
         node = node.next

@@ -82,7 +82,7 @@ def _constants(model: Model, node: Any) -> tuple[torch.Tensor, torch.Tensor] | N
             return None
         constant = weight.detach().flatten(1).eq(0).all(dim=1)
         if bias_node is None:
-            return torch.zeros_like(weight[:, 0].flatten(0)[: weight.shape[0]]), constant
+            return weight.new_zeros(weight.shape[0]), constant
         bias = model.tensor(str(bias_node.target))  # type: ignore[union-attr]
         return None if bias is None else (bias.detach().clone(), constant)
     single = len(node.all_input_nodes) == 1 and isinstance(node.target, torch._ops.OpOverload)

@@ -1,0 +1,259 @@
+"""Applying a plan in place, with an undo journal.
+
+Every primitive change appends its inverse to the journal before it takes effect, so undoing the
+journal backwards restores the model bit for bit: old tensors are kept by reference, not copied.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from esper.ir.modes import set_path
+from esper.plan import Edit, Insert, Plan, Ref, ReplaceUses, SetArg
+from esper.state import Create, Drop, Op, Replace, Select
+
+if TYPE_CHECKING:
+    from esper.ir.model import Model
+
+Undo = Callable[[], None]
+
+
+class Journal:
+    """Inverses of what was done, newest last."""
+
+    def __init__(self) -> None:
+        self._undo: list[Undo] = []
+
+    def add(self, undo: Undo) -> None:
+        """Remember how to take back the change that follows."""
+        self._undo.append(undo)
+
+    def __len__(self) -> int:
+        return len(self._undo)
+
+    def roll_back(self, to: int = 0) -> None:
+        """Undo everything after the first `to` entries."""
+        while len(self._undo) > to:
+            self._undo.pop()()
+
+
+class Applier:
+    """Applies plans to one model, writing to one journal."""
+
+    def __init__(self, model: Model, journal: Journal) -> None:
+        self._model = model
+        self._journal = journal
+
+    def apply(self, plan: Plan) -> set[fx.Node]:
+        """Apply and return the nodes whose recorded values must be recomputed."""
+        model, journal = self._model, self._journal
+        dirty: set[fx.Node] = set()
+        journal.add(model.mark_stale)
+        if not all(isinstance(edit, SetArg) for edit in plan.edits):
+            self._snapshot()
+        nodes = model.nodes
+        readers = model.readers()
+        # Creations first: an inserted node may read a new tensor. Drops last, for the converse.
+        late: list[tuple[str, Op]] = []
+        for name, ops in plan.state.ops.items():
+            for op in ops:
+                if isinstance(op, Drop):
+                    late.append((name, op))
+                else:
+                    self._state(name, op)
+            dirty.update(nodes[reader] for reader in readers.get(name, ()))
+        for edit in plan.edits:
+            dirty.update(self._edit(edit, nodes))
+        for name, op in late:
+            self._state(name, op)
+        for cut in plan.cuts:
+            self._cut(cut.axis, cut.positions)
+        if not plan.cuts and plan.edits:
+            self._invalidate()
+        model.mark_stale()
+        return {node for node in dirty if not node._erased}
+
+    # -- tensors -------------------------------------------------------------------------------
+
+    def _state(self, name: str, op: Op) -> None:
+        if isinstance(op, Create):
+            self._create(name, op)
+            return
+        tensor = self._model.tensor(name)
+        if tensor is None:
+            raise KeyError(f"the plan names a tensor that does not exist: {name}")
+        if isinstance(op, Drop):
+            self._drop(tensor)
+        elif isinstance(tensor, torch.nn.Parameter) and _keeps_type(tensor, op):
+            self._parameter(tensor, op)
+        else:
+            self._rebind(tensor, op)
+
+    def _parameter(self, parameter: torch.nn.Parameter, op: Select | Replace) -> None:
+        """New storage in the same object, so optimizers stay bound; the gradient follows."""
+        data, grad = parameter.data, parameter.grad
+
+        def undo() -> None:
+            parameter.grad = None
+            parameter.data = data
+            parameter.grad = grad
+
+        self._journal.add(undo)
+        parameter.grad = None
+        parameter.data = op(data)
+        if grad is not None and isinstance(op, Select):
+            parameter.grad = op(grad)
+
+    def _rebind(self, tensor: torch.Tensor, op: Select | Replace) -> None:
+        """Buffers, and parameters that change dtype, become new objects under every name."""
+        new: torch.Tensor = op(tensor.detach())
+        if isinstance(tensor, torch.nn.Parameter):
+            new = torch.nn.Parameter(new, requires_grad=tensor.requires_grad)
+        for table, leaf in self._places(tensor):
+            self._journal.add(lambda table=table, leaf=leaf: table.__setitem__(leaf, tensor))
+            table[leaf] = new
+
+    def _drop(self, tensor: torch.Tensor) -> None:
+        for table, leaf in self._places(tensor):
+            items = list(table.items())
+
+            def undo(
+                table: dict[str, Any] = table, items: list[tuple[str, Any]] = items
+            ) -> None:
+                table.clear()
+                table.update(items)  # the old order: names of tied tensors depend on it
+
+            self._journal.add(undo)
+            del table[leaf]
+
+    def _create(self, name: str, op: Create) -> None:
+        path, _, leaf = name.rpartition(".")
+        module = self._module(path)
+        if leaf in module._parameters or leaf in module._buffers:
+            raise KeyError(f"the plan creates a tensor that exists: {name}")
+        value = op.value.detach().clone()
+        if op.trainable:
+            table: dict[str, Any] = module._parameters
+            table[leaf] = torch.nn.Parameter(value)
+        else:
+            table = module._buffers
+            table[leaf] = value
+        self._journal.add(lambda: table.pop(leaf))
+
+    def _module(self, path: str) -> torch.nn.Module:
+        module: torch.nn.Module = self._model
+        for part in filter(None, path.split(".")):
+            child = module._modules.get(part)
+            if child is None:
+                child = torch.nn.Module()
+                module.add_module(part, child)
+                self._journal.add(
+                    lambda owner=module, part=part: owner._modules.pop(part)  # type: ignore[misc]
+                )
+            module = child
+        return module
+
+    def _places(self, tensor: torch.Tensor) -> list[tuple[dict[str, Any], str]]:
+        return [
+            (table, leaf)
+            for module in self._model.modules()
+            for table in (module._parameters, module._buffers)
+            for leaf, value in table.items()
+            if value is tensor
+        ]
+
+    # -- graph ---------------------------------------------------------------------------------
+
+    def _edit(self, edit: Edit, nodes: dict[str, fx.Node]) -> list[fx.Node]:
+        if isinstance(edit, SetArg):
+            return self._set(nodes[edit.node], edit, nodes)
+        if isinstance(edit, ReplaceUses):
+            return self._replace(edit, nodes)
+        if isinstance(edit, Insert):
+            return self._insert(edit, nodes)
+        self._model.graph.erase_node(nodes.pop(edit.node))
+        return []
+
+    def _set(self, node: fx.Node, edit: SetArg, nodes: dict[str, fx.Node]) -> list[fx.Node]:
+        args, kwargs = node.args, node.kwargs
+
+        def undo() -> None:
+            node.args, node.kwargs = args, kwargs
+
+        self._journal.add(undo)
+        value = _resolve(edit.value, nodes)
+        if edit.path:
+            set_path(node, edit.path, value)
+        else:
+            node.args = value
+        return [node]
+
+    def _replace(self, edit: ReplaceUses, nodes: dict[str, fx.Node]) -> list[fx.Node]:
+        old, new = nodes[edit.old], nodes[edit.new]
+        users = [u for u in old.users if edit.users is None or u.name in edit.users]
+        users = [u for u in users if u is not new]
+        for user in users:
+            user.replace_input_with(old, new)
+        return users
+
+    def _insert(self, edit: Insert, nodes: dict[str, fx.Node]) -> list[fx.Node]:
+        if edit.name in nodes:
+            raise KeyError(f"the plan inserts a node that exists: %{edit.name}")
+        graph = self._model.graph
+        with graph.inserting_before(nodes[edit.before]):
+            node = graph.create_node(
+                edit.op,
+                edit.target,
+                _resolve(edit.args, nodes),
+                _resolve(dict(edit.kwargs), nodes),
+                name=edit.name,
+            )
+        if node.name != edit.name:
+            raise KeyError(f"node name %{edit.name} is taken")
+        node.meta = {"val": None, "module": edit.module, "source": ""}
+        nodes[edit.name] = node
+        return [node]
+
+    def _snapshot(self) -> None:
+        """Edit a copy of the graph: undoing topology changes is then one assignment."""
+        model = self._model
+        before = model.graph
+        self._journal.add(lambda: model.swap_graph(before))
+        model.swap_graph(copy.deepcopy(before))
+
+    # -- anatomy -------------------------------------------------------------------------------
+
+    def _cut(self, axis_id: str, positions: tuple[int, ...]) -> None:
+        anatomy = self._model.anatomy
+        units = anatomy.axes[axis_id].unit_ids
+        gone = set(positions)
+        self._journal.add(lambda: self._model.anatomy.resize(axis_id, units))
+        anatomy.resize(axis_id, tuple(u for i, u in enumerate(units) if i not in gone))
+
+    def _invalidate(self) -> None:
+        data = self._model.derived()
+
+        def undo() -> None:
+            self._model.restore_derived(data)
+
+        self._journal.add(undo)
+        self._model.invalidate()
+
+
+def _keeps_type(tensor: torch.Tensor, op: Op) -> bool:
+    return not isinstance(op, Replace) or op.value.dtype == tensor.dtype
+
+
+def _resolve(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    if isinstance(value, Ref):
+        return nodes[value.name]
+    if isinstance(value, (list, tuple)):
+        return type(value)(_resolve(item, nodes) for item in value)
+    if isinstance(value, dict):
+        return {key: _resolve(item, nodes) for key, item in value.items()}
+    return value

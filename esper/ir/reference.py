@@ -1,0 +1,184 @@
+"""The meaning of a cut: the uncut model with removed units masked wherever they are consumed.
+
+This is the oracle that every cut is held against. It shares nothing with the cutting code but
+the terms: masks are inserted with `torch.where`, never by multiplication (NaN * 0 is NaN).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from esper.ir.axes import Use
+from esper.ir.modes import get_path, set_path
+from esper.ir.terms import kept_index, size_of
+
+if TYPE_CHECKING:
+    from esper.ir.model import Model
+
+aten = torch.ops.aten
+
+
+def masked_reference(model: Model, removed: Mapping[str, Sequence[int]]) -> Model:
+    """A copy of `model` in which units contribute nothing.
+
+    Args:
+        model: the uncut model.
+        removed: axis ID -> birth numbers of the units that are masked.
+
+    Returns:
+        A model with the shapes of `model`. For shared statistics (layer, RMS, group norm, means)
+        it normalises over the units that stay. It can run and train, but is not meant to be saved.
+    """
+    reference = copy.deepcopy(model)
+    table, axes = reference.table, reference.anatomy.axes
+    keep = {
+        axes[name].atom: np.setdiff1d(np.arange(axes[name].size), axes[name].positions(tuple(units)))
+        for name, units in removed.items()
+    }
+    nodes = reference.nodes
+    by_node: dict[str, list[Use]] = {}
+    for use in table.uses:
+        mask_index = kept_index(use.term, keep, table.sizes)
+        if len(mask_index) < size_of(use.term, table.sizes):
+            by_node.setdefault(use.node, []).append(use)
+    for name, uses in by_node.items():
+        node = nodes[name]
+        masks = {use: _mask(use, keep, table.sizes) for use in uses}
+        if uses[0].kind in _NORMS:
+            _normalise_kept(reference, node, masks)
+            continue
+        for use, mask in masks.items():
+            _mask_operand(reference, node, use, mask)
+        if uses[0].kind == "mean":
+            _rescale(reference, node, masks)
+    reference.graph.lint()
+    reference.recompile()
+    return reference
+
+
+def _mask(use: Use, keep: Mapping[int, Any], sizes: Mapping[int, int]) -> torch.Tensor:
+    mask = torch.zeros(size_of(use.term, sizes), dtype=torch.bool)
+    mask[torch.from_numpy(kept_index(use.term, keep, sizes))] = True
+    return mask
+
+
+def _buffer(model: Model, before: fx.Node, mask: torch.Tensor) -> fx.Node:
+    number = 0
+    while hasattr(model, f"mask_{number}"):
+        number += 1
+    device = next((t.device for _, t in model.all_tensors()), torch.device("cpu"))
+    model.register_buffer(f"mask_{number}", mask.to(device), persistent=False)
+    with model.graph.inserting_before(before):
+        return model.graph.get_attr(f"mask_{number}")
+
+
+def _like(node: fx.Node) -> dict[str, Any]:
+    """Metadata of a stand-in: never the mode switches, which name the other node's arguments."""
+    return {key: node.meta.get(key) for key in ("val", "module", "source")}
+
+
+def _mask_operand(model: Model, node: fx.Node, use: Use, mask: torch.Tensor) -> None:
+    operand: fx.Node = get_path(node, use.path)
+    rank = operand.meta["val"].ndim
+    read = _buffer(model, node, mask.reshape([-1] + [1] * (rank - use.dim - 1)))
+    with model.graph.inserting_before(node):
+        masked = model.graph.call_function(aten.where.ScalarOther, (read, operand, 0.0))
+    masked.meta = _like(operand)
+    set_path(node, use.path, masked)
+
+
+def _rescale(model: Model, node: fx.Node, masks: Mapping[Use, torch.Tensor]) -> None:
+    factor = 1.0
+    for mask in masks.values():
+        factor *= mask.numel() / int(mask.sum())
+    with model.graph.inserting_after(node):
+        scaled = model.graph.call_function(aten.mul.Tensor, (node, factor))
+    scaled.meta = _like(node)
+    node.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
+
+
+def _normalise_kept(model: Model, node: fx.Node, masks: Mapping[Use, torch.Tensor]) -> None:
+    """Statistics over kept elements; several masked dims combine by broadcasting."""
+    rank = node.args[0].meta["val"].ndim  # type: ignore[union-attr]
+    combined = torch.ones([1] * rank, dtype=torch.bool)
+    for use, mask in masks.items():
+        shape = [1] * rank
+        shape[use.dim] = -1
+        combined = combined & mask.reshape(shape)
+    read = _buffer(model, node, combined)
+    kind = next(iter(masks)).kind
+    with model.graph.inserting_before(node):
+        made = model.graph.call_function(_NORMS[kind], (read, *node.args), node.kwargs)
+    made.meta = _like(node)
+    node.replace_all_uses_with(made)
+    model.graph.erase_node(node)
+
+
+def layer_norm(
+    mask: torch.Tensor,
+    x: torch.Tensor,
+    shape: Sequence[int],
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    _cudnn: bool = False,
+) -> torch.Tensor:
+    """Layer norm over the elements where `mask` holds."""
+    dims = list(range(-len(shape), 0))
+    count = mask.expand(x.shape).sum(dims, keepdim=True)
+    mean = torch.where(mask, x, 0.0).sum(dims, keepdim=True) / count
+    centred = torch.where(mask, x - mean, 0.0)
+    y = centred * torch.rsqrt(centred.square().sum(dims, keepdim=True) / count + eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def rms_norm(
+    mask: torch.Tensor,
+    x: torch.Tensor,
+    shape: Sequence[int],
+    weight: torch.Tensor | None = None,
+    eps: float | None = None,
+) -> torch.Tensor:
+    """RMS norm over the elements where `mask` holds."""
+    dims = list(range(-len(shape), 0))
+    kept = torch.where(mask, x, 0.0)
+    count = mask.expand(x.shape).sum(dims, keepdim=True)
+    floor = torch.finfo(x.dtype).eps if eps is None else eps
+    y = kept * torch.rsqrt(kept.square().sum(dims, keepdim=True) / count + floor)
+    return y if weight is None else y * weight
+
+
+def group_norm(
+    mask: torch.Tensor,
+    x: torch.Tensor,
+    groups: int,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    _cudnn: bool = False,
+) -> torch.Tensor:
+    """Group norm over the channels where `mask` holds."""
+    grouped = x.reshape(x.shape[0], groups, -1)
+    kept = mask.expand(x.shape).reshape(grouped.shape)
+    count = kept.sum(-1, keepdim=True)
+    mean = torch.where(kept, grouped, 0.0).sum(-1, keepdim=True) / count
+    centred = torch.where(kept, grouped - mean, 0.0)
+    scale = torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + eps)
+    y = (centred * scale).reshape(x.shape)
+    channels = [1, -1] + [1] * (x.ndim - 2)
+    y = y if weight is None else y * weight.reshape(channels)
+    return y if bias is None else y + bias.reshape(channels)
+
+
+_NORMS: dict[str, Any] = {
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
+    "group_norm": group_norm,
+}
