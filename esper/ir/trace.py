@@ -17,6 +17,7 @@ from esper.ir import shapes
 from esper.ir.canonicalize import canonicalize
 from esper.ir.model import Model
 from esper.ir.modes import get_path
+from esper.ir.ports import read_ports
 
 aten = torch.ops.aten
 Dynamic = Literal["batch", "static"] | Mapping[str, Sequence[int]]
@@ -61,6 +62,7 @@ def trace(
     _check_dynamic(model, shapes_spec)
     torch.nn.Module.train(model, training)
     shapes.propagate(model, [n for n in model.graph.nodes if n.op == "get_attr"])
+    model.ports = read_ports(model)
     return model
 
 
