@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import pytest
-from esper_passes.repeat import Repeat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from esper._options import options
 from esper.errors import UsageError
 from esper.passbase import Pass, passes
 from esper.pipeline import PRESETS, Item, Pipeline, describe, parse, preset, units
+from esper_passes.repeat import Repeat
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,11 @@ def test_any_text_parses_or_complains(text: str) -> None:
     try:
         result = read(text)
     except UsageError as error:
-        assert "^" in str(error)
+        message = str(error)
     else:
+        message = "^"
         assert read(result.text()) == result
+    assert "^" in message
 
 
 @pytest.mark.parametrize(

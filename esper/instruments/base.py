@@ -158,7 +158,7 @@ class Stack:
             try:
                 with _named(instrument, hook):
                     call(instrument)
-            except Exception as error:  # an observer must not hide what it observes
+            except Exception as error:  # noqa: BLE001  an observer must not hide what it observes
                 if kept is None:
                     kept = error
                 else:
