@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import warnings
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -60,7 +61,10 @@ class Model(fx.GraphModule):
             _keep_persistence(root, self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        result = super().__deepcopy__(memo)
+        with warnings.catch_warnings():
+            # PyTorch warns when its own tree specifications are copied.
+            warnings.simplefilter("ignore", FutureWarning)
+            result = super().__deepcopy__(memo)
         result.meta[_KEY] = self._data.copy()
         for name, module in self.named_modules():
             result.get_submodule(name).training = module.training
