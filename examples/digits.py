@@ -35,7 +35,7 @@ _MEAN, _DEVIATION = (
 
 
 class DigitNet(nn.Module):
-    """3x3 convolutions, each with ReLU and halved resolution, then a classifier with one hidden layer.
+    """3x3 convolutions, each with ReLU and halved resolution, then one hidden layer.
 
     Takes [N, 1, 28, 28], gives logits [N, 10]. Odd resolutions are halved downwards.
     """
@@ -75,7 +75,7 @@ def load_in_order(module: nn.Module, path: Path) -> nn.Module:
 
     Raises `InputError` when number or shapes disagree.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  tensors only
     own = module.state_dict()
     theirs = list(state.values())
     if [tuple(value.shape) for value in own.values()] != [tuple(v.shape) for v in theirs]:

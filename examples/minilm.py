@@ -228,7 +228,7 @@ def _shape_taken(module: Encoder) -> tuple[int, bool]:
     for rows, length in ((_ROWS, _LENGTHS[0]), (_ROWS, LENGTH)):
         try:
             _call(module, _pad([], rows, length))
-        except Exception:  # noqa: S112, BLE001  any backend's own way of refusing a shape
+        except Exception:  # noqa: BLE001  any backend's own way of refusing a shape
             continue
         return rows, length == LENGTH
     return BATCH, True

@@ -54,6 +54,12 @@ def cache_directory() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "esper-opt" / "assets"
 
 
+def read_sums(path: Path) -> dict[str, str]:
+    """File to SHA-256, from a file in the format of `sha256sum`."""
+    lines = (line.split("  ", 1) for line in path.read_text("utf-8").splitlines())
+    return {file: digest for digest, file in lines}
+
+
 def fetch(package: Package) -> Path:
     """Directory holding the package's files, downloading them first if they are not there.
 

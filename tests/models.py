@@ -20,7 +20,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tests.vision_models import BasicBlock, Bottleneck, ConvNeXt, EfficientNet, ResNet, UNet
+from tests.vision_models import (
+    BasicBlock,
+    Bottleneck,
+    ConvNeXt,
+    EfficientNet,
+    ResNet,
+    UNet,
+)
 
 BATCH = 3
 SEQUENCE = 7
@@ -94,7 +101,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _finish(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Move vectors off their neutral values, with the generator in force, and set dtype and mode."""
+    """Move vectors off their neutral values, drawing from the generator in force; set dtype."""
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim == 1:
@@ -113,7 +120,10 @@ def _tokens(padded: bool = True) -> dict[str, Any]:
     if padded:
         mask[-2, 5:] = 0
         mask[-1, 3:] = 0
-    return {"input_ids": torch.randint(1, VOCABULARY, (BATCH, SEQUENCE)), "attention_mask": mask}
+    return {
+        "input_ids": torch.randint(1, VOCABULARY, (BATCH, SEQUENCE)),
+        "attention_mask": mask,
+    }
 
 
 def _config(kind: Callable[..., Any], **options: Any) -> Any:
@@ -244,7 +254,11 @@ def vit(dtype: torch.dtype = torch.float32) -> Built:
         )
         model = ViTForImageClassification(config)
         module = _finish(ImageModel(model, "logits"), dtype)
-        return module, (), {"pixel_values": torch.randn(BATCH, 3, IMAGE, IMAGE, dtype=dtype)}
+        return (
+            module,
+            (),
+            {"pixel_values": torch.randn(BATCH, 3, IMAGE, IMAGE, dtype=dtype)},
+        )
 
 
 def _vision(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype) -> Built:
