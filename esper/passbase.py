@@ -18,6 +18,7 @@ from esper.propose import Proposal
 from esper.records import Record
 
 if TYPE_CHECKING:
+    from esper.gate.gate import Gate
     from esper.ir.model import Model
     from esper.plan import Plan, Refusal
 
@@ -47,6 +48,8 @@ class Context:
         data: calibration batches, or None.
         evaluate: quality function, higher is better, or None.
         baseline: the model as it was before any pass; never changed.
+        gate: how time is measured, or None when nothing is.
+        backend: the backend that runs the model at present.
         seed: for every random choice.
         progress: `progress(done, total, what)` for anything slow.
     """
@@ -55,6 +58,8 @@ class Context:
     data: Sequence[Batch] | None = None
     evaluate: Callable[[Any], float] | None = None
     baseline: Model | None = None
+    gate: Gate | None = None
+    backend: str = "eager"
     seed: int = 0
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
 
@@ -78,11 +83,14 @@ class Pass:
             the next speed pass.
         nests: the pass is a combinator: it takes inner passes, `name{...}(inner, ...)`, runs them
             `rounds()` times and proposes nothing itself. Its aim is that of its inner passes.
+        searches: a combinator that bisects the `ratio` of its inner passes (`steps`, `low`,
+            `high`) instead of running rounds.
     """
 
     name: ClassVar[str] = ""
     aim: ClassVar[Literal["speed", "repair", "cleanup"]] = "speed"
     nests: ClassVar[bool] = False
+    searches: ClassVar[bool] = False
 
     def rounds(self) -> int:
         """How many times the inner passes of a combinator run."""

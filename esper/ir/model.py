@@ -35,6 +35,7 @@ class _Data:
         self.anatomy: Anatomy | None = None
         self.ports: Ports | None = None
         self.readers: dict[str, list[str]] | None = None
+        self.example_inputs: Any = None
         self.payloads: dict[str, dict[str, torch.Tensor]] = {}
 
     def copy(self) -> _Data:
@@ -42,6 +43,7 @@ class _Data:
         new.identities = self.identities.copy()
         new.history = list(self.history)
         new.notes = list(self.notes)
+        new.example_inputs = self.example_inputs
         new.ports = self.ports
         new.table = None if self.table is None else self.table.copy()
         return new
@@ -123,6 +125,15 @@ class Model(fx.GraphModule):
         anatomy = self.anatomy
         every = [*anatomy.axes, *anatomy.phages, *anatomy.slots]
         return [name for name in every if fnmatch.fnmatchcase(name, pattern)]
+
+    @property
+    def example_inputs(self) -> Any:
+        """(args, kwargs) that the model was traced with, or None after loading a file."""
+        return self._data.example_inputs
+
+    @example_inputs.setter
+    def example_inputs(self, inputs: Any) -> None:
+        self._data.example_inputs = inputs
 
     @property
     def payloads(self) -> dict[str, dict[str, torch.Tensor]]:

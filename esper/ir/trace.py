@@ -49,6 +49,7 @@ def trace(
     kwargs = dict(kwargs or {})
     if not isinstance(module, torch.nn.Module):
         raise TraceError(f"esper.trace takes an nn.Module, not {type(module).__name__}")
+    example = (args, kwargs)
     args, kwargs = _widen(args, kwargs, dynamic)
     shapes_spec = _dynamic_shapes(module, args, kwargs, dynamic)
     training = module.training
@@ -63,6 +64,7 @@ def trace(
     torch.nn.Module.train(model, training)
     shapes.propagate(model, [n for n in model.graph.nodes if n.op == "get_attr"])
     model.ports = read_ports(model)
+    model.example_inputs = example
     return model
 
 

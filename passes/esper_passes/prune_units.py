@@ -50,10 +50,10 @@ class PruneUnitsRewrite(Rewrite):
             )
             for literal in table.literals_of.get(axis.atom, ())
         ]
-        folded = 0
+        folded: list[int] = []
         if proposal.fold_constants:
             biases = constants.folded_biases(model, axis, gone)
-            folded = len(biases.units)
+            folded = [axis.unit_ids[i] for i in biases.units]
             for name, op in biases.ops.items():
                 ops[name] = (op, *ops.get(name, ()))
             edits += biases.edits
@@ -68,6 +68,6 @@ class PruneUnitsRewrite(Rewrite):
                 "units": len(gone),
                 "units_before": axis.size,
                 "parameters_removed": before - after,
-                **({"constants_folded": folded} if proposal.fold_constants else {}),
+                **({"folded_units": folded} if folded else {}),
             },
         )

@@ -1,0 +1,299 @@
+"""Runs pipelines: units of passes are applied, judged, and kept, bisected or rolled back."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from esper.errors import UsageError
+from esper.instruments.base import Stack
+from esper.judge import Judge, Judgement
+from esper.manager import PassManager
+from esper.passbase import Context, Pass, Remark
+from esper.pipeline import Item, Pipeline, Unit
+from esper.records import Record
+
+if TYPE_CHECKING:
+    from esper.ir.model import Model
+
+# Proposals of these types compute the same function: quality needs no measuring.
+_PRESERVING = ("fold-constants", "eliminate-dead", "fuse-conv-bn", "select-backend")
+
+
+class Engine:
+    """State of one `optimize` run.
+
+    Args:
+        manager: holds the working model.
+        context: given to passes.
+        judge: holds candidates against time and quality.
+        finetune: called with the model after lossy changes, before they are judged.
+        max_trials: judgements that bisection may spend on one unit.
+        target_speedup: a search stops at the smallest ratio that reaches it.
+    """
+
+    def __init__(
+        self,
+        manager: PassManager,
+        context: Context,
+        judge: Judge,
+        *,
+        finetune: Callable[[Model], None] | None = None,
+        max_trials: int = 6,
+        target_speedup: float | None = None,
+    ) -> None:
+        self.manager = manager
+        self.context = context
+        self.judge = judge
+        self.finetune = finetune
+        self.max_trials = max_trials
+        self.target_speedup = target_speedup
+        self.records: list[Record] = []
+        self.judgements: list[tuple[str, Judgement]] = []
+        self._trials = 0
+
+    @property
+    def model(self) -> Model:
+        """The working model."""
+        return self.manager.model
+
+    @property
+    def stack(self) -> Stack:
+        """The instruments."""
+        return self.manager.instruments
+
+    # -- units -----------------------------------------------------------------------------------
+
+    def run_unit(self, unit: Unit) -> None:
+        """Apply a unit, judge it, keep it whole, keep the parts that pay, or keep nothing."""
+        self._trials = 0
+        committed = copy.deepcopy(self.model) if self.judge.gate is not None else self.model
+        with self.manager.transaction() as transaction:
+            try:
+                records = self._items(unit.items, committed)
+                passed = [r for r in records if r.kind == "passed"]
+                if not passed:
+                    self.records += records
+                    return
+                judgement = self._judge(committed, passed, unit.text())
+                if judgement.accepted:
+                    self.records += [_judged(r, judgement) for r in records]
+                    return
+            except BaseException:
+                transaction.roll_back()
+                raise
+            transaction.roll_back()
+            self.records += [r for r in records if r.kind != "passed"]
+            chosen = [r for r in passed if self._aim(r) != "repair"]
+            self._bisect(unit, committed, chosen, judgement)
+
+    def _bisect(
+        self, unit: Unit, committed: Model, group: Sequence[Record], why: Judgement
+    ) -> None:
+        """A refused group is halved until what remains pays or is a single refused proposal."""
+        repairable = len(group) > 1 and why.code in ("quality", "gate-reject", "gate-ambiguous")
+        if not repairable or self._trials >= self.max_trials:
+            self.records += [_refused(record, why) for record in group]
+            for record in group:
+                self.stack.after_proposal(self.model, None, _refused(record, why))
+            return
+        middle = len(group) // 2
+        for half in (group[:middle], group[middle:]):
+            if self._trials >= self.max_trials:
+                self.records += [_refused(record, why) for record in half]
+                continue
+            base = copy.deepcopy(self.model) if self.judge.gate is not None else committed
+            with self.manager.transaction() as transaction:
+                try:
+                    records = [self.manager.apply(r.proposal) for r in half if r.proposal]
+                    records = [
+                        r.model_copy(update={"pass_name": h.pass_name})
+                        for r, h in zip(records, half, strict=True)
+                    ]
+                    for step in unit.steps():
+                        if step.aim == "repair":
+                            records += self._pass(step)
+                    passed = [r for r in records if r.kind == "passed"]
+                    judgement = self._judge(base, passed, f"{len(half)} proposals of {unit.text()}")
+                except BaseException:
+                    transaction.roll_back()
+                    raise
+                if judgement.accepted:
+                    self.records += [_judged(r, judgement) for r in records]
+                    continue
+                transaction.roll_back()
+            self._bisect(unit, committed, half, judgement)
+
+    def _judge(self, committed: Model, passed: Sequence[Record], what: str) -> Judgement:
+        self._trials += 1
+        lossy = any(r.proposal is not None and r.proposal.type not in _PRESERVING for r in passed)
+        if lossy and self.finetune is not None:
+            self._finetune()
+        backends = (self.context.backend, self.manager.backend)
+        with self.stack.phase("gate"):
+            judgement = self.judge.judge(committed, self.model, backends, lossy=lossy)
+        if judgement.accepted:
+            self.context.backend = self.manager.backend
+        self.judgements.append((what, judgement))
+        return judgement
+
+    def _finetune(self) -> None:
+        assert self.finetune is not None
+        saved = [(t, t.detach().clone()) for _, t in self.model.all_tensors()]
+
+        def undo() -> None:
+            for tensor, value in saved:
+                tensor.data.copy_(value)
+
+        self.manager.journal.add(undo)
+        training = self.model.training
+        self.finetune(self.model)
+        self.model.train(training)
+
+    # -- passes ----------------------------------------------------------------------------------
+
+    def _items(self, items: Iterable[Item], committed: Model) -> list[Record]:
+        records: list[Record] = []
+        for item in items:
+            if item.inner is None:
+                records += self._pass(item.instance)
+            elif item.instance.searches:
+                records += self._search(item, item.inner, committed)
+            else:
+                for _ in range(item.instance.rounds()):
+                    records += self._items(item.inner.items, committed)
+        return records
+
+    def _pass(self, pass_: Pass) -> list[Record]:
+        """Pull proposals one by one; each is settled before the pass sees the next."""
+        stack, records = self.stack, list[Record]()
+        stack.before_pass(self.model, pass_)
+        proposals = pass_.propose(self.model, self.context)
+        answer: Record | None = None
+        while True:
+            try:
+                with stack.phase("propose"):
+                    wish = proposals.send(answer)
+            except StopIteration:
+                break
+            if isinstance(wish, Remark):
+                answer = _remark(wish, pass_)
+                stack.after_proposal(self.model, pass_, answer)
+            else:
+                answer = self.manager.apply(wish, pass_)
+            records.append(answer)
+        stack.after_pass(self.model, pass_, records)
+        if not records:
+            records.append(_remark(Remark("missed", "no-proposal", "nothing to propose"), pass_))
+        return records
+
+    def _search(self, item: Item, inner: Pipeline, committed: Model) -> list[Record]:
+        """Bisect the ratio within the quality budget; leaves the best admissible one applied."""
+        if self.judge.quality is None:
+            raise UsageError("search needs a quality budget: give --eval or --data")
+        options: Any = item.instance
+        low, high = options.low, options.high
+        best: float | None = None
+        tried: dict[str, Any] = {}
+        for step in range(options.steps):
+            ratio = (low + high) / 2 if step else min(high, max(low, 0.3))
+            self.context.progress(step, options.steps, f"searching, ratio {ratio:.3f}")
+            with self.manager.transaction() as transaction:
+                try:
+                    self._items(with_ratio(inner, ratio).items, committed)
+                    with self.stack.phase("quality"):
+                        found = self.judge.judge_quality(self.model)
+                    fast = found.accepted and self._reaches(committed)
+                finally:
+                    transaction.roll_back()
+            tried[f"{ratio:.4f}"] = found.figures.get("loss", found.accepted)
+            if found.accepted and fast:
+                best, high = ratio, ratio  # enough speed: look for a smaller cut
+            elif found.accepted:
+                best, low = (ratio if self.target_speedup is None else best), ratio
+            else:
+                high = ratio
+        self.context.progress(options.steps, options.steps, "searching")
+        reason = (
+            f"ratio {best:.3f} is the best of {options.steps} within the quality budget"
+            if best is not None
+            else f"none of {options.steps} ratios met the quality budget"
+            + (f" and the target of {self.target_speedup:g}x" if self.target_speedup else "")
+        )
+        kind: Any = "analysis" if best is not None else "missed"
+        remark = _remark(Remark(kind, "search", reason, figures={"tried": tried}), item.instance)
+        if best is None:
+            return [remark]
+        return [remark, *self._items(with_ratio(inner, best).items, committed)]
+
+    def _reaches(self, committed: Model) -> bool:
+        """Whether the working model reaches the target speed-up, by a short measurement."""
+        if self.target_speedup is None or self.judge.gate is None:
+            return False
+        judgement = self.judge.judge(
+            committed, self.model, (self.context.backend, self.manager.backend), lossy=False
+        )
+        return float(judgement.figures.get("speedup", 0.0)) >= self.target_speedup
+
+    def _aim(self, record: Record) -> str:
+        from esper.passbase import passes
+
+        cls = passes().get(record.pass_name)
+        return cls.aim if cls is not None else "speed"
+
+
+def with_ratio(pipeline: Pipeline, ratio: float) -> Pipeline:
+    """The pipeline with every `ratio` option replaced."""
+    items = []
+    for item in pipeline.items:
+        instance = item.instance
+        if any(f.name == "ratio" for f in dataclasses.fields(instance)):
+            instance = dataclasses.replace(instance, ratio=ratio)  # type: ignore[call-arg]
+        inner = with_ratio(item.inner, ratio) if item.inner is not None else None
+        items.append(Item(instance, inner))
+    return Pipeline(tuple(items))
+
+
+def _remark(remark: Remark, pass_: Pass) -> Record:
+    return Record(
+        kind=remark.kind,
+        code=remark.code,
+        reason=remark.reason,
+        node=remark.node,
+        remedy=remark.remedy,
+        figures=remark.figures,
+        pass_name=pass_.name,
+    )
+
+
+def _judged(record: Record, judgement: Judgement) -> Record:
+    if record.kind != "passed":
+        return record
+    return record.model_copy(
+        update={
+            "code": judgement.code,
+            "reason": f"{record.reason}; {judgement.reason}",
+            "figures": {**record.figures, **judgement.figures},
+        }
+    )
+
+
+def _refused(record: Record, why: Judgement) -> Record:
+    remedy = {
+        "quality": "cut less, add reconstruct or --finetune, or allow a larger --max-loss",
+        "gate-reject": "a larger change, another backend or other shapes may pay",
+        "gate-ambiguous": "measure longer (--budget-seconds) or on a quieter machine",
+    }
+    return record.model_copy(
+        update={
+            "kind": "missed",
+            "code": why.code,
+            "reason": why.reason,
+            "remedy": remedy.get(why.code, ""),
+            "figures": {**record.figures, **why.figures},
+        }
+    )
+
+
