@@ -1,0 +1,1 @@
+"""The command line programs `esper-opt` and `esper`."""
