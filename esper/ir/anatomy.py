@@ -38,10 +38,14 @@ class Identity:
 
 @dataclass
 class Identities:
-    """All identities of a model, living and retired."""
+    """All identities of a model, living and retired.
+
+    `regions` maps a phage ID to `{"path", "kind", "exit"}`, all text (`esper.ir.regions`).
+    """
 
     axes: dict[str, Identity] = field(default_factory=dict)
     retired: set[str] = field(default_factory=set)
+    regions: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def copy(self) -> Identities:
         """Independent copy."""
@@ -49,7 +53,12 @@ class Identities:
             name: Identity(i.members, i.unit_ids, i.next_unit, i.kind)
             for name, i in self.axes.items()
         }
-        return Identities(axes, set(self.retired))
+        regions = {name: dict(memory) for name, memory in self.regions.items()}
+        return Identities(axes, set(self.retired), regions)
+
+    def assign(self, other: Identities) -> None:
+        """Become equal to `other`, keeping this object's identity."""
+        self.axes, self.retired, self.regions = other.axes, other.retired, other.regions
 
 
 @dataclass(frozen=True)
