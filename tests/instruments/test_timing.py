@@ -44,7 +44,7 @@ def run() -> Timing:
             clock.now += 32
         stack.after_pass(m, Shrink(0.1), [])
         with stack.phase("gate"):
-            clock.now += 64
+            clock.now += 96
     clock.now += 7
     return timing
 
@@ -58,11 +58,11 @@ def test_own_time_by_pass_and_phase() -> None:
     assert shrink["other"] == 2
     assert shrink["total"] == 65
     assert rows["tidy"]["total"] == 0.5
-    assert (rows[OUTSIDE]["gate"], rows[OUTSIDE]["other"], rows[OUTSIDE]["runs"]) == (64, 1, 0)
+    assert (rows[OUTSIDE]["gate"], rows[OUTSIDE]["other"], rows[OUTSIDE]["runs"]) == (96, 1, 0)
 
 
 def test_everything_inside_the_run_is_counted_once() -> None:
-    assert sum(row["total"] for row in run().seconds().values()) == 130.5
+    assert sum(row["total"] for row in run().seconds().values()) == 162.5
 
 
 def test_table() -> None:
@@ -71,9 +71,9 @@ def test_table() -> None:
         *("seconds", "runs", "propose", "plan", "apply", "verify"),
         *("gate", "quality", "other", "total"),
     ]
-    assert [line.split()[0] for line in lines[1:]] == ["shrink", "outside", "tidy", "all"]
-    assert lines[1].split()[-1] == "65.000"
-    assert lines[-1].split()[-1] == "130.500"
+    assert [line.split()[0] for line in lines[1:]] == ["outside", "shrink", "tidy", "all"]
+    assert (lines[1].split()[-1], lines[2].split()[-1]) == ("97.000", "65.000")
+    assert lines[-1].split()[-1] == "162.500"
     assert len({len(line) for line in lines}) == 1
 
 
