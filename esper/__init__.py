@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from esper.ir.model import Model as Model
     from esper.ir.trace import trace as trace
     from esper.manager import PassManager as PassManager
-    from esper.optimize import Result as Result
-    from esper.optimize import optimize as optimize
+    from esper.optimization import Result as Result
+    from esper.optimization import optimize as optimize
 
 _EXPORTS = {
     "EsperError": "esper.errors",
     "Gate": "esper.gate.gate",
     "Model": "esper.ir.model",
     "PassManager": "esper.manager",
-    "Result": "esper.optimize",
+    "Result": "esper.optimization",
     "Verdict": "esper.gate.gate",
     "load": "esper.ir.artifact",
-    "optimize": "esper.optimize",
+    "optimize": "esper.optimization",
     "save": "esper.ir.artifact",
     "trace": "esper.ir.trace",
 }
