@@ -25,7 +25,8 @@ from esper.gate.statistics import Rule, Samples
 @dataclass(frozen=True)
 class Noise:
     """Standard deviations in log units; `rho` is the AR(1) coefficient of a contender's own noise,
-    `spikes` the share of visits slowed by an exponential of mean `spike`."""
+    `spikes` the share of visits slowed by an exponential of mean `spike`.
+    """
 
     name: str
     process: float
@@ -75,14 +76,9 @@ def process(
     own = correlated(rng, (rounds, 3), noise.rho) * noise.round
     hit = rng.random((rounds, 3)) < noise.spikes
     spikes = hit * np.log1p(rng.exponential(noise.spike, (rounds, 3)))
-    return (
-        np.log(0.02)
-        + offsets
-        + common
-        + own
-        + spikes
-        - np.array([0.0, 0.0, np.log1p(effect)])
-    )
+    faster = np.array([0.0, 0.0, np.log1p(effect)])
+    times: npt.NDArray[np.float64] = np.log(0.02) + offsets + common + own + spikes - faster
+    return times
 
 
 def trial(
@@ -102,11 +98,7 @@ def cell(job: tuple[Noise, float, int, Rule, int]) -> dict[str, object]:
     noise, effect, rounds, rule, trials = job
     runs = [trial(noise, effect, rounds, rule, seed) for seed in range(trials)]
     accepted = [r for r in runs if r[0] == "accept"]
-    bias = (
-        float(np.mean([np.log(r[2]) for r in accepted]) - np.log1p(effect))
-        if accepted
-        else None
-    )
+    bias = float(np.mean([np.log(r[2]) for r in accepted]) - np.log1p(effect)) if accepted else None
     return {
         "noise": noise.name,
         "true_speedup": 1 + effect,
@@ -120,15 +112,11 @@ def cell(job: tuple[Noise, float, int, Rule, int]) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else None
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--trials", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=16, help="rounds per process")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument(
-        "--noise", action="append", help="only this noise model (repeatable)"
-    )
+    parser.add_argument("--noise", action="append", help="only this noise model (repeatable)")
     parser.add_argument("--looks", default=",".join(map(str, Rule.looks)))
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()

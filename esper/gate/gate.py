@@ -67,9 +67,7 @@ class Gate:
 
     def __post_init__(self) -> None:
         if self.objective not in ("inference", "training"):
-            raise GateError(
-                f"objective must be inference or training, got {self.objective!r}."
-            )
+            raise GateError(f"objective must be inference or training, got {self.objective!r}.")
         if self.backend != "auto" and self.backend not in NAMES:
             raise BackendError(
                 f"unknown backend {self.backend!r}; choose auto or one of {', '.join(NAMES)}."
@@ -77,13 +75,9 @@ class Gate:
         if self.threads is not None and self.threads < 1:
             raise GateError(f"threads must be at least 1, got {self.threads}.")
         if not self.budget_seconds > 0:
-            raise GateError(
-                f"budget_seconds must be positive, got {self.budget_seconds}."
-            )
+            raise GateError(f"budget_seconds must be positive, got {self.budget_seconds}.")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise GateError(
-                "device cuda was asked for but torch finds no CUDA device here."
-            )
+            raise GateError("device cuda was asked for but torch finds no CUDA device here.")
         if self.device not in ("cpu", "cuda"):
             raise GateError(f"device must be cpu or cuda, got {self.device!r}.")
         _ = self.rule
@@ -99,9 +93,7 @@ class Gate:
 
     @property
     def context(self) -> Context:
-        return Context(
-            self.objective, self.threads or torch.get_num_threads(), self.device
-        )
+        return Context(self.objective, self.threads or torch.get_num_threads(), self.device)
 
     def compare(
         self,
@@ -138,9 +130,7 @@ class Gate:
                     say=say,
                 )
         calls, weights = normalise(inputs)
-        with Workshop(
-            launcher, calls, weights, self.context, self.effort, self.modules
-        ) as shop:
+        with Workshop(launcher, calls, weights, self.context, self.effort, self.modules) as shop:
             tried: dict[str, str] = {}
             if backends is None and self.backend != "auto":
                 backends = (self.backend, self.backend)
@@ -156,9 +146,7 @@ class Gate:
                     shop.fastest(candidate, "candidate", tried, self.seed, say),
                 )
             sampler = shop.sampler([sides[0], sides[0], sides[1]], self.seed)
-            search, confirm, end = self._sample(
-                sampler, started + self.budget_seconds, say
-            )
+            search, confirm, end = self._sample(sampler, started + self.budget_seconds, say)
         samples = confirm if end.stage == "confirm" else search
         medians = np.exp(np.median(np.concatenate(samples.processes), axis=0)) * 1e3
         figures = end.decision

@@ -40,9 +40,7 @@ def normalise(inputs: Inputs) -> tuple[list[Call], list[float]]:
                 f"input {position} is neither (args, kwargs) nor (weight, args, kwargs)."
             )
         if not weight > 0.0 or weight == float("inf"):
-            raise GateError(
-                f"the weight of input {position} must be positive, got {weight}."
-            )
+            raise GateError(f"the weight of input {position} must be positive, got {weight}.")
         calls.append((tuple(args), dict(kwargs or {})))
         weights.append(weight)
     counts = {len(tensor_leaves(call)) for call in calls}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -65,9 +66,7 @@ class Launcher:
             self._directory.cleanup()
             self._directory = None
 
-    def run(
-        self, spec: Spec, timeout: float, progress: Progress | None = None
-    ) -> dict[str, Any]:
+    def run(self, spec: Spec, timeout: float, progress: Progress | None = None) -> dict[str, Any]:
         """Measure `spec` in a new process and return the fields of its `result` line.
 
         Raises GateError when the process fails, dies or exceeds `timeout` seconds.
@@ -110,9 +109,7 @@ class Launcher:
         environment = dict(os.environ)
         root = str(Path(esper.__file__).resolve().parents[1])
         inherited = [p for p in sys.path if p] + [environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [root, *[p for p in inherited if p]]
-        )
+        environment["PYTHONPATH"] = os.pathsep.join([root, *[p for p in inherited if p]])
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             environment[name] = str(threads)
         self._buffer = b""
@@ -127,7 +124,8 @@ class Launcher:
             )
 
     def _send(self, message: dict[str, str]) -> None:
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         try:
             self._process.stdin.write((json.dumps(message) + "\n").encode())
             self._process.stdin.flush()
@@ -137,7 +135,8 @@ class Launcher:
 
     def _events(self, deadline: float) -> Iterator[dict[str, Any]]:
         """JSON lines of the process until it closes its output; GateError past the deadline."""
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
@@ -148,9 +147,7 @@ class Launcher:
                         yield event
                 remaining = deadline - time.monotonic()
                 if remaining <= 0 or not selector.select(remaining):
-                    raise GateError(
-                        "a measured process exceeded its time limit and was stopped."
-                    )
+                    raise GateError("a measured process exceeded its time limit and was stopped.")
                 chunk = os.read(descriptor, 1 << 16)
                 if not chunk:
                     return
@@ -177,9 +174,7 @@ class Launcher:
         if failure is not None:
             raise GateError(f"a measured process failed: {failure}")
         if result is None or code != 0:
-            raise GateError(
-                f"a measured process died ({_death(code)}): {_tail(errors)}"
-            )
+            raise GateError(f"a measured process died ({_death(code)}): {_tail(errors)}")
         return result
 
     def _stop(self) -> None:
@@ -194,10 +189,8 @@ class Launcher:
         process.wait()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     stream.close()
-                except BrokenPipeError:
-                    pass
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -217,9 +210,5 @@ def _death(code: int | None) -> str:
 
 def _tail(path: Path, lines: int = 5) -> str:
     """The last lines of a file as one line."""
-    text = (
-        path.read_text(errors="replace").strip().splitlines()[-lines:]
-        if path.exists()
-        else []
-    )
+    text = path.read_text(errors="replace").strip().splitlines()[-lines:] if path.exists() else []
     return " | ".join(line.strip() for line in text) or "it printed nothing"

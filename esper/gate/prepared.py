@@ -15,10 +15,12 @@ from torch import nn
 from esper.errors import BackendError
 from esper.gate.backends import NAMES, backend, usable
 from esper.gate.backends.base import Call, Context, tensor_leaves
+from esper.gate.calls_file import load_calls, save_calls
 from esper.gate.environment import directory_bytes
+from esper.gate.fidelity import check_fidelity
 from esper.gate.launcher import Launcher
 from esper.gate.sampling import Effort, Sampler
-from esper.gate.transport import save_calls
+from esper.gate.transport import on_device
 from esper.gate.worker import Contender
 
 PROBE_PROCESSES = 2
@@ -55,10 +57,8 @@ class Workshop:
         self._count = 0
 
     def __enter__(self) -> Self:
-        self._files = tempfile.TemporaryDirectory(
-            dir=self._launcher.directory, prefix="files-"
-        )
-        self._inputs = Path(self._files.name) / "inputs.pt"
+        self._files = tempfile.TemporaryDirectory(dir=self._launcher.directory, prefix="files-")
+        self._inputs = Path(self._files.name) / "inputs.safetensors"
         save_calls(self._calls, self._inputs)
         return self
 
@@ -82,7 +82,13 @@ class Workshop:
         self._count += 1
         directory = Path(self._files.name) / f"{self._count}-{name}"
         directory.mkdir()
-        backend(name).prepare(model, self._calls, directory, self._context)
+        found = backend(name)
+        found.prepare(model, self._calls, directory, self._context)
+        if name != "eager" and self._context.objective == "inference":
+            device = self._context.device
+            calls = load_calls(self._inputs, device)
+            runner = found.load(directory, calls, self._context)
+            check_fidelity(name, on_device(model, device), runner, calls)
         return Prepared(name, directory, directory_bytes(directory))
 
     def sampler(self, prepared: Sequence[Prepared], seed: int) -> Sampler:
@@ -117,9 +123,7 @@ class Workshop:
             except BackendError as error:
                 tried[f"{label}/{name}"] = str(error)
         if not ready:
-            raise BackendError(
-                f"no backend can run the {label}: {'; '.join(tried.values())}"
-            )
+            raise BackendError(f"no backend can run the {label}: {'; '.join(tried.values())}")
         sampler = self.sampler(ready, seed + 1)
         say(f"{label}: measuring {', '.join(p.backend for p in ready)}")
         blocks = [sampler.draw() for _ in range(PROBE_PROCESSES)]

@@ -58,9 +58,7 @@ class Sampler:
     _repeats: tuple[int, ...] | None = field(default=None, init=False)
     _drawn: int = field(default=0, init=False)
 
-    def draw(
-        self, progress: Callable[[int, int], None] | None = None
-    ) -> npt.NDArray[np.float64]:
+    def draw(self, progress: Callable[[int, int], None] | None = None) -> npt.NDArray[np.float64]:
         """Log seconds of one fresh process: (rounds, contenders), each the weighted whole step."""
         result = self.launcher.run(self._spec(), self.effort.timeout, progress)
         self._rounds = int(result["rounds"])
@@ -92,7 +90,7 @@ class Sampler:
 def weighted_log_seconds(
     result: dict[str, Any], weights: Sequence[float]
 ) -> npt.NDArray[np.float64]:
-    """Logs of sum_i w_i t_i per round and contender; `times` is nanoseconds, [round][shape][who]."""
+    """Logs of sum_i w_i t_i per round and contender; `times`: nanoseconds, [round][shape][who]."""
     times = np.asarray(result["times"], dtype=np.float64) / 1e9
     share = np.asarray(weights, dtype=np.float64) / float(np.sum(weights))
     total = np.einsum("rsc,s->rc", times, share)

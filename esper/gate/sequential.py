@@ -40,9 +40,7 @@ def judge(samples: Samples, rule: Rule, stage: Stage) -> Draw | Conclusion:
     for look in rule.looks:
         if len(samples) < look:
             return Draw(stage, look - len(samples))
-        found = decide(
-            samples.first(look), rule, rule.alpha_per_look, horizon=rule.looks[-1]
-        )
+        found = decide(samples.first(look), rule, rule.alpha_per_look, horizon=rule.looks[-1])
         if found.call != "continue":
             return _conclude(found, stage)
     return _conclude(found, stage)
@@ -71,9 +69,7 @@ def exhausted(search: Samples, confirm: Samples, rule: Rule) -> Conclusion:
         return replace(end, reason=early + end.reason)
     end = _conclude(decide(search, rule, rule.alpha_per_look), "search")
     if end.outcome == "accept":
-        end = replace(
-            end, outcome="ambiguous", reason=_undecided(end.decision) + " Unconfirmed."
-        )
+        end = replace(end, outcome="ambiguous", reason=_undecided(end.decision) + " Unconfirmed.")
     return replace(end, reason=early + end.reason)
 
 
@@ -83,7 +79,9 @@ def _conclude(found: Decision, stage: Stage) -> Conclusion:
         return Conclusion("reject", found, stage, before + _below(found))
     if found.call == "continue":
         return Conclusion("ambiguous", found, stage, before + _undecided(found))
-    reason = f"on {found.processes} fresh processes {found.speedup:.3f}x, at least {found.lower:.3f}x."
+    reason = (
+        f"on {found.processes} fresh processes {found.speedup:.3f}x, at least {found.lower:.3f}x."
+    )
     return Conclusion(
         "accept",
         found,
@@ -94,9 +92,7 @@ def _conclude(found: Decision, stage: Stage) -> Conclusion:
 
 def _below(found: Decision) -> str:
     bar = 1 + found.delta_effective
-    return (
-        f"{found.speedup:.3f}x (at most {found.upper:.3f}x) does not clear {bar:.3f}x."
-    )
+    return f"{found.speedup:.3f}x (at most {found.upper:.3f}x) does not clear {bar:.3f}x."
 
 
 def _undecided(found: Decision) -> str:

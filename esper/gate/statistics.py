@@ -50,19 +50,14 @@ class Samples:
                     "expected at least two rounds of (A, A', B)."
                 )
             if not np.isfinite(block).all():
-                raise GateError(
-                    f"samples of process {index} hold a value that is not finite."
-                )
+                raise GateError(f"samples of process {index} hold a value that is not finite.")
 
     @classmethod
     def from_lists(cls, data: Sequence[Sequence[Sequence[float]]]) -> Samples:
         return cls(tuple(np.asarray(block, dtype=np.float64) for block in data))
 
     def to_lists(self) -> list[list[list[float]]]:
-        return [
-            [[round(float(v), 6) for v in row] for row in block]
-            for block in self.processes
-        ]
+        return [[[round(float(v), 6) for v in row] for row in block] for block in self.processes]
 
     def __len__(self) -> int:
         return len(self.processes)
@@ -89,7 +84,7 @@ class Rule:
 
     delta: float = 0.01
     confidence: float = 0.99
-    looks: tuple[int, ...] = (4, 8, 14)
+    looks: tuple[int, ...] = (3, 6, 12)
     resamples: int = 2000
     seed: int = 0
     noise_quantile: float = 0.95
@@ -101,14 +96,8 @@ class Rule:
             raise GateError(f"delta must lie in [0, 1), got {self.delta}.")
         if not 0.5 < self.confidence < 1.0:
             raise GateError(f"confidence must lie in (0.5, 1), got {self.confidence}.")
-        if (
-            not self.looks
-            or list(self.looks) != sorted(set(self.looks))
-            or self.looks[0] < 2
-        ):
-            raise GateError(
-                f"looks must be increasing and start at 2 or more, got {self.looks}."
-            )
+        if not self.looks or list(self.looks) != sorted(set(self.looks)) or self.looks[0] < 2:
+            raise GateError(f"looks must be increasing and start at 2 or more, got {self.looks}.")
 
     @property
     def alpha(self) -> float:
@@ -145,9 +134,7 @@ class Decision:
 def student_quantile(probability: float, df: int) -> float:
     """Upper quantile of Student's t for integer `df`, by bisection on the numeric integral."""
     if not 0.5 < probability < 1.0 or df < 1:
-        raise GateError(
-            f"no t quantile for probability {probability} and {df} degrees of freedom."
-        )
+        raise GateError(f"no t quantile for probability {probability} and {df} degrees of freedom.")
     scale = exp(lgamma((df + 1) / 2) - lgamma(df / 2)) / sqrt(df * pi)
 
     def mass(limit: float) -> float:
@@ -208,9 +195,7 @@ class Bootstrap:
         return float(self.replicates.std())
 
 
-def bootstrap(
-    contrasts: Sequence[Array], rule: Rule, alpha: float, seed: int
-) -> Bootstrap:
+def bootstrap(contrasts: Sequence[Array], rule: Rule, alpha: float, seed: int) -> Bootstrap:
     """Shrunk two-level bootstrap of the pooled median.
 
     `contrasts`: per process, shape (rounds, k): k exchangeable differences per round.
@@ -232,9 +217,7 @@ def bootstrap(
     drawn = residuals[index]
     if between > 0.0:
         quantile = min(alpha, 0.4)
-        stretch = student_quantile(1 - quantile, count - 1) / NormalDist().inv_cdf(
-            1 - quantile
-        )
+        stretch = student_quantile(1 - quantile, count - 1) / NormalDist().inv_cdf(1 - quantile)
         shrink = sqrt(between / spread * count / (count - 1))
         deviations = (medians - medians.mean()) * shrink * stretch
         chosen = rng.integers(0, count, size=(rule.resamples, count))
@@ -255,16 +238,13 @@ def contrast_copies(block: Array) -> Array:
 
 def calibration_noise(samples: Samples, rule: Rule) -> float:
     """The A/A noise in log units: the `noise_quantile` of |log A / A'| as estimated by this very
-    design on these very rounds. It covers a bias between copies as well as scatter."""
-    copies = bootstrap(
-        [contrast_copies(b) for b in samples.processes], rule, 0.05, seed=2
-    )
+    design on these very rounds. It covers a bias between copies as well as scatter.
+    """
+    copies = bootstrap([contrast_copies(b) for b in samples.processes], rule, 0.05, seed=2)
     return float(np.quantile(np.abs(copies.replicates), rule.noise_quantile))
 
 
-def decide(
-    samples: Samples, rule: Rule, alpha: float | None = None, horizon: int = 0
-) -> Decision:
+def decide(samples: Samples, rule: Rule, alpha: float | None = None, horizon: int = 0) -> Decision:
     """Judge samples at one-sided error `alpha` (default: the whole of `1 - rule.confidence`).
 
     `accept`: the lower bound beats 1 + delta_effective and the sign test agrees. `reject`: the
@@ -272,13 +252,9 @@ def decide(
     estimate plus its uncertainty came true. `continue`: neither.
     """
     if len(samples) < 2:
-        raise GateError(
-            f"a decision needs samples of at least 2 processes, got {len(samples)}."
-        )
+        raise GateError(f"a decision needs samples of at least 2 processes, got {len(samples)}.")
     level = rule.alpha if alpha is None else alpha
-    boot = bootstrap(
-        [contrast_candidate(b) for b in samples.processes], rule, level, seed=1
-    )
+    boot = bootstrap([contrast_candidate(b) for b in samples.processes], rule, level, seed=1)
     noise = calibration_noise(samples, rule)
     bar = max(log1p(rule.delta), noise)
     lower, upper = (float(q) for q in np.quantile(boot.replicates, [level, 1 - level]))

@@ -51,6 +51,8 @@ def build_step(name: str, directory: str, calls: Sequence[Call], spec: Spec) -> 
 
 
 class Clock(Protocol):
+    """Nanoseconds per call of `run` over `repeats` calls."""
+
     def time(self, run: Runner, call: Call, repeats: int) -> int: ...
 
 
@@ -113,10 +115,7 @@ class InferenceStep:
 
     def _outputs(self, call: Call) -> list[torch.Tensor]:
         with torch.inference_mode():
-            return [
-                t.detach().clone()
-                for t in tensor_leaves(self._runner(*call[0], **call[1]))
-            ]
+            return [t.detach().clone() for t in tensor_leaves(self._runner(*call[0], **call[1]))]
 
     def remember(self) -> None:
         self._first = [self._outputs(call) for call in self._calls]
@@ -134,15 +133,10 @@ class InferenceStep:
         for shape, call in enumerate(self._calls):
             now = self._outputs(call)
             check_finite(now, f"{label} on input {shape}")
-            for position, (a, b) in enumerate(
-                zip(self._first[shape], now, strict=True)
-            ):
+            for position, (a, b) in enumerate(zip(self._first[shape], now, strict=True)):
                 if a.is_floating_point():
                     scale = float(a.double().norm()) or 1.0
-                    same = (
-                        float((a.double() - b.double()).norm())
-                        <= DETERMINISM_TOLERANCE * scale
-                    )
+                    same = float((a.double() - b.double()).norm()) <= DETERMINISM_TOLERANCE * scale
                 else:
                     same = bool(torch.equal(a, b))
                 if not same:
@@ -165,21 +159,15 @@ class TrainingStep:
         self._module, self._calls, self._clock = module, calls, clock
         parameters = [p for p in module.parameters() if p.requires_grad]
         if not parameters:
-            raise GateError(
-                "the training objective needs parameters that require gradients."
-            )
+            raise GateError("the training objective needs parameters that require gradients.")
         self._optimizer = torch.optim.Adam(parameters, lr=self.LEARNING_RATE)
         self._loss: torch.Tensor | None = None
 
     def _step(self, *args: Any, **kwargs: Any) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        outputs = [
-            t for t in tensor_leaves(self._module(*args, **kwargs)) if t.requires_grad
-        ]
+        outputs = [t for t in tensor_leaves(self._module(*args, **kwargs)) if t.requires_grad]
         if not outputs:
-            raise GateError(
-                "no output of the model depends on its parameters; it cannot train."
-            )
+            raise GateError("no output of the model depends on its parameters; it cannot train.")
         loss = torch.stack([t.float().square().mean() for t in outputs]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
@@ -201,6 +189,4 @@ class TrainingStep:
             raise GateError(f"the training loss of {label} is NaN or Inf.")
         for name, parameter in self._module.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
-                raise GateError(
-                    f"parameter {name} of {label} became NaN or Inf while training."
-                )
+                raise GateError(f"parameter {name} of {label} became NaN or Inf while training.")

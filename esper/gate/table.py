@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 class Row(BaseModel):
     """One row. `milliseconds` is the median weighted step; `ratio` the paired speed-up over the
-    baseline row with one-sided bounds; 1 for the baseline itself."""
+    baseline row with one-sided bounds; 1 for the baseline itself.
+    """
 
     model_config = ConfigDict(frozen=True)
 

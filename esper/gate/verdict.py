@@ -13,7 +13,9 @@ from esper.gate.statistics import Rule, Samples
 
 class Side(BaseModel):
     """One side of a comparison. `milliseconds`: median over rounds of the weighted step time;
-    `parameter_bytes`: parameters and buffers, tied ones once; `artifact_bytes`: what is deployed."""
+    `parameter_bytes`: parameters and buffers, tied ones once; `artifact_bytes`: the files
+    that are deployed.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -99,9 +101,7 @@ class Verdict(BaseModel):
 
     def summary(self) -> str:
         """One line for people."""
-        word = {"accept": "accepted", "reject": "rejected", "ambiguous": "ambiguous"}[
-            self.outcome
-        ]
+        word = {"accept": "accepted", "reject": "rejected", "ambiguous": "ambiguous"}[self.outcome]
         return (
             f"{word}: {self.baseline.milliseconds:.3f} ms ({self.baseline.backend}) -> "
             f"{self.candidate.milliseconds:.3f} ms ({self.candidate.backend}), "

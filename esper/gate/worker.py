@@ -39,7 +39,8 @@ class Contender:
 @dataclass(frozen=True)
 class Spec:
     """One measured process. `rounds` and `repeats` are None in the first process, which sets them
-    from `seconds` (measuring time) and `visit_seconds` (least timed stretch)."""
+    from `seconds` (measuring time) and `visit_seconds` (least timed stretch).
+    """
 
     contenders: tuple[Contender, ...]
     inputs: str
@@ -67,6 +68,7 @@ class Spec:
 
 
 def emit(event: str, **fields: object) -> None:
+    """One JSON line to standard output, past any buffer."""
     os.write(1, (json.dumps({"event": event, **fields}) + "\n").encode())
 
 
@@ -79,8 +81,8 @@ def measure(spec: Spec) -> None:
     torch.set_num_threads(spec.threads)
     for module in spec.modules:
         importlib.import_module(module)
+    from esper.gate.calls_file import load_calls
     from esper.gate.steps import build_step
-    from esper.gate.transport import load_calls
 
     rng = random.Random(spec.seed)
     torch.manual_seed(spec.seed)
@@ -138,9 +140,7 @@ def warm_up(run: list[Step], shapes: int, seconds: float) -> list[list[float]]:
     return estimates
 
 
-def choose_rounds(
-    estimates: list[list[float]], repeats: tuple[int, ...], spec: Spec
-) -> int:
+def choose_rounds(estimates: list[list[float]], repeats: tuple[int, ...], spec: Spec) -> int:
     """As many rounds as fit into `spec.seconds`, within limits."""
     extra = 1 if spec.settle else 0
     one = sum(sum(row) * (repeats[s] + extra) for s, row in enumerate(estimates))
@@ -171,8 +171,9 @@ def serve() -> int:
     """
     import torch  # noqa: F401  (the children inherit it)
 
+    import esper.gate.calls_file
     import esper.gate.steps
-    import esper.gate.transport  # noqa: F401
+    import esper.ir.artifact  # noqa: F401
 
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
@@ -192,9 +193,7 @@ def serve() -> int:
         if child == 0:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            descriptor = os.open(
-                job["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600
-            )
+            descriptor = os.open(job["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             os.dup2(descriptor, 2)
             os.close(0)
             os._exit(run_spec(Path(job["spec"])))
@@ -215,13 +214,14 @@ def serve() -> int:
 
 
 def main(arguments: list[str]) -> int:
+    """Entry point; the exit status."""
     # The caller stops this process group itself; a Ctrl-C meant for it must not race with that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if arguments == ["--serve"]:
         return serve()
     if len(arguments) == 1:
         return run_spec(Path(arguments[0]))
-    print("usage: python -m esper.gate.worker SPEC.json | --serve", file=sys.stderr)
+    sys.stderr.write("usage: python -m esper.gate.worker SPEC.json | --serve\n")
     return 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
+
+from esper.errors import BackendError
 
 Objective = Literal["inference", "training"]
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -65,35 +68,48 @@ class Backend(Protocol):
 
 def tensor_leaves(value: Any) -> list[torch.Tensor]:
     """The tensors inside nested containers, in order."""
-    return [
-        leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)
-    ]
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def varying_dimensions(calls: Sequence[Call]) -> list[set[int]]:
     """For each tensor leaf of a call, the dimensions whose size differs between the calls."""
     shapes = [[tuple(t.shape) for t in tensor_leaves(call)] for call in calls]
-    varying: list[set[int]] = []
-    for same in zip(*shapes, strict=True):
-        varying.append(
-            {d for d in range(len(same[0])) if len({s[d] for s in same}) > 1}
-        )
-    return varying
+    return [
+        {d for d in range(len(same[0])) if len({s[d] for s in same}) > 1}
+        for same in zip(*shapes, strict=True)
+    ]
 
 
 def dynamic_shapes(calls: Sequence[Call]) -> tuple[Any, Any]:
     """`dynamic_shapes` for torch.export as (args, kwargs): a dimension that varies among the given
-    calls is dynamic, every other one is static, so a single shape is compiled for that shape."""
+    calls is dynamic, every other one is static, so a single shape is compiled for that shape.
+    """
     varying = iter(varying_dimensions(calls))
 
     def spec(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return None
         dynamic = next(varying)
-        return {d: torch.export.Dim.AUTO for d in sorted(dynamic)}
+        return dict.fromkeys(sorted(dynamic), torch.export.Dim.AUTO)
 
     args, kwargs = pytree.tree_map(spec, calls[0])
     return args, kwargs
+
+
+def dynamic_arguments(model: nn.Module, calls: Sequence[Call]) -> dict[str, list[int]]:
+    """Names of arguments that are tensors and vary in dimensions beyond the batch, with those."""
+    args, kwargs = calls[0]
+    varying = iter(varying_dimensions(calls))
+    named = [
+        *zip(_parameter_names(model, len(args)), args, strict=True),
+        *kwargs.items(),
+    ]
+    found: dict[str, list[int]] = {}
+    for name, value in named:
+        dims = set().union(*(next(varying) for _ in tensor_leaves(value)))
+        if isinstance(value, torch.Tensor) and dims - {0}:
+            found[name] = sorted(dims - {0})
+    return found
 
 
 def export(model: nn.Module, calls: Sequence[Call]) -> torch.export.ExportedProgram:
@@ -107,17 +123,11 @@ def export(model: nn.Module, calls: Sequence[Call]) -> torch.export.ExportedProg
 
 
 def _parameter_names(model: nn.Module, count: int) -> list[str]:
-    import inspect
-
     parameters = list(inspect.signature(model.forward).parameters.values())
     positional = [
-        p.name
-        for p in parameters
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     if len(positional) < count:
-        from esper.errors import BackendError
-
         raise BackendError(
             f"{type(model).__name__} takes {len(positional)} named positional arguments "
             f"but the inputs give {count}."
