@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zipfile
 from collections.abc import Callable
 from typing import IO, Any
@@ -123,12 +124,23 @@ def _load(stream: IO[bytes]) -> Model:
                 f"this Esper reads version {FORMAT_VERSION}"
             )
         graph, anatomy, history = (_read_json(archive, entries, name) for name in _JSON[1:])
+        # Not through zipfile, which would copy every tensor twice.
         entry = entries[_TENSORS]
-        with archive.open(entry) as member:
-            tensors = read_tensors(member, entry.file_size)
-            if member.read(1):  # also makes zipfile compare the checksum
-                raise CodecError("the tensors go on after their end")
+        _seek(stream, entry)
+        tensors, checksum = read_tensors(stream, entry.file_size)
+        if checksum != entry.CRC:
+            raise CodecError("its tensors are damaged: the checksum differs")
     return decoder.model(graph, anatomy, history, tensors)
+
+
+def _seek(stream: IO[bytes], entry: zipfile.ZipInfo) -> None:
+    """Go to the data of an entry: behind its local header, name and extra field."""
+    stream.seek(entry.header_offset)
+    header = stream.read(30)
+    if len(header) != 30 or header[:4] != b"PK\x03\x04":
+        raise CodecError(f"its part {entry.filename} is not where it should be")
+    name_length, extra_length = struct.unpack("<HH", header[26:])
+    stream.seek(name_length + extra_length, os.SEEK_CUR)
 
 
 def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

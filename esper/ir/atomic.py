@@ -1,4 +1,4 @@
-"""Atomic file writing: a file is there whole or not at all, whatever happens while it is written."""
+"""Atomic file writing: a file is there whole or not at all."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         f"operator.{name}": getattr(operator, name)
         for name in (
-            "getitem add sub mul floordiv truediv mod pow neg pos abs eq ne lt le gt ge and_ or_ not_"
+            "getitem add sub mul floordiv truediv mod pow neg pos abs "
+            "eq ne lt le gt ge and_ or_ not_"
         ).split()
     },
     **{

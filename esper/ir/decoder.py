@@ -127,13 +127,14 @@ def _owner(root: torch.nn.Module, name: str) -> torch.nn.Module:
 
 def _adopt(result: Model, holder: torch.nn.Module) -> None:
     """Take over the holder's modules: torch.fx copies those that the graph reads, in its order."""
-    for own, other in (
+    pairs: tuple[tuple[Any, Any], ...] = (
         (result._modules, holder._modules),
         (result._parameters, holder._parameters),
         (result._buffers, holder._buffers),
-    ):
-        own.clear()  # type: ignore[attr-defined]
-        own.update(other)  # type: ignore[attr-defined]
+    )
+    for own, other in pairs:
+        own.clear()
+        own.update(other)
     result._non_persistent_buffers_set = set(holder._non_persistent_buffers_set)
 
 
@@ -190,7 +191,9 @@ def _node(
         raise CodecError("it is of a kind that is not admitted")
     args = tuple(codec.decode(arg, nodes) for arg in _list(facts.get("args", [])))
     kwargs = facts.get("kwargs", {})
-    if type(kwargs) is not dict or (op != "call_function" and (kwargs or args and op != "output")):
+    if type(kwargs) is not dict or (
+        op != "call_function" and (kwargs or (args and op != "output"))
+    ):
         raise CodecError("its arguments are not encoded as they should be")
     decoded = {_identifier(key): codec.decode(arg, nodes) for key, arg in kwargs.items()}
     if op == "output" and len(args) != 1:
@@ -302,7 +305,9 @@ def _identities(data: Mapping[str, Any]) -> Identities:
         raise CodecError("its axes are not encoded as they should be")
     for name, facts in data["axes"].items():
         units = _list_of(facts["units"], int, "unit numbers")
-        members = frozenset(_member(member) for member in _list_of(facts["members"], list, "members"))
+        members = frozenset(
+            _member(member) for member in _list_of(facts["members"], list, "members")
+        )
         if type(facts["next"]) is not int:
             raise CodecError("an axis has no next unit number")
         identity = Identity(members, tuple(units), facts["next"], _text(facts["kind"]))

@@ -46,7 +46,7 @@ def _encode(expr: Any) -> Any:
 
 
 def describe_symbols(values: Iterable[Any]) -> dict[str, dict[str, int | None]]:
-    """Symbols of fake tensors and SymInts: name -> example size (`hint`) and range (`min`, `max`)."""
+    """Symbols of fake tensors and SymInts: name -> example size (`hint`), `min` and `max`."""
     found: dict[str, dict[str, int | None]] = {}
     for value in values:
         sizes = [*value.shape, *value.stride()] if isinstance(value, torch.Tensor) else [value]
@@ -153,8 +153,9 @@ class Symbols:
 
 
 def _apply(op: Any, a: Any, x: int, b: Any, y: int) -> tuple[Any, int]:
-    from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
+    from torch.utils._sympy import functions
 
+    made: dict[str, Any] = vars(functions)
     if op == "+":
         return a + b, x + y
     if op == "*":
@@ -162,13 +163,13 @@ def _apply(op: Any, a: Any, x: int, b: Any, y: int) -> tuple[Any, int]:
     if op == "**" and 0 <= y <= 8:
         return a**b, x**y
     if op == "//" and y > 0:
-        return FloorDiv(a, b), x // y
+        return made["FloorDiv"](a, b), x // y
     if op == "%" and y > 0:
-        return Mod(a, b), x % y
+        return made["Mod"](a, b), x % y
     if op == "max":
-        return Max(a, b), max(x, y)
+        return made["Max"](a, b), max(x, y)
     if op == "min":
-        return Min(a, b), min(x, y)
+        return made["Min"](a, b), min(x, y)
     raise CodecError("a symbolic size is not encoded as it should be")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -62,13 +63,16 @@ def write_tensors(stream: IO[bytes], tensors: Mapping[str, torch.Tensor]) -> Non
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
-def read_tensors(stream: IO[bytes], length: int) -> dict[str, torch.Tensor]:
-    """Read tensors from a stream that holds `length` bytes.
+def read_tensors(stream: IO[bytes], length: int) -> tuple[dict[str, torch.Tensor], int]:
+    """Read tensors from a stream that holds `length` more bytes, straight into their place.
 
     Nothing is allocated before the header is known to agree with `length`.
+
+    Returns:
+        Tensors by name in the order of the header, and the CRC-32 of all bytes read.
 
     Raises:
         CodecError: the header or the sizes do not add up.
@@ -77,7 +81,8 @@ def read_tensors(stream: IO[bytes], length: int) -> dict[str, torch.Tensor]:
     (header_length,) = struct.unpack("<Q", start)
     if header_length > min(length - 8, _MAX_HEADER):
         raise CodecError("the tensor header is longer than the file")
-    header = json.loads(_read(stream, header_length))
+    text = _read(stream, header_length)
+    header = json.loads(text)
     if type(header) is not dict:
         raise CodecError("the tensor header is no JSON object")
     header.pop("__metadata__", None)
@@ -91,10 +96,14 @@ def read_tensors(stream: IO[bytes], length: int) -> dict[str, torch.Tensor]:
         position = end
     if position != length - 8 - header_length:
         raise CodecError("the tensors do not fill the place they have")
-    tensors = {
-        name: _tensor(stream, dtype, shape, end - begin) for name, dtype, shape, begin, end in entries
-    }
-    return {name: tensors[name] for name in header}
+    checksum = zlib.crc32(text, zlib.crc32(start))
+    tensors: dict[str, torch.Tensor] = {}
+    for name, dtype, shape, begin, end in entries:
+        data = torch.empty(end - begin, dtype=torch.uint8)
+        _fill(stream, data.numpy().data)
+        checksum = zlib.crc32(data.numpy().data, checksum)
+        tensors[name] = data.view(dtype).reshape(shape)
+    return {name: tensors[name] for name in header}, checksum
 
 
 def _entry(name: str, facts: Any) -> tuple[torch.dtype, list[int], int, int]:
@@ -115,17 +124,13 @@ def _entry(name: str, facts: Any) -> tuple[torch.dtype, list[int], int, int]:
     return dtype, shape, offsets[0], offsets[1]
 
 
-def _tensor(stream: IO[bytes], dtype: torch.dtype, shape: list[int], size: int) -> torch.Tensor:
-    data = torch.empty(size, dtype=torch.uint8)
-    if size:
-        view = memoryview(data.numpy())
-        done = 0
-        while done < size:
-            count = stream.readinto(view[done:])  # type: ignore[attr-defined]
-            if not count:
-                raise CodecError("the tensors end early")
-            done += count
-    return data.view(dtype).reshape(shape)
+def _fill(stream: IO[bytes], view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        count = stream.readinto(view[done:])  # type: ignore[attr-defined]
+        if not count:
+            raise CodecError("the tensors end early")
+        done += count
 
 
 def _read(stream: IO[bytes], size: int) -> bytes:
