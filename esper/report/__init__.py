@@ -1,0 +1,1 @@
+"""One self-contained HTML page, or one SVG, from plain data."""
