@@ -20,7 +20,7 @@ from esper.passbase import Pass, passes
 Aim = Literal["speed", "repair", "cleanup"]
 
 _EXACT = "fold-constants,eliminate-dead,fuse-conv-bn,select-backend"
-_SEARCH = "repeat{n=4}(prune{ratio=0.1},reconstruct)"
+_SEARCH = "search(prune,reconstruct)"
 # Structure is cut before the cast: reconstruction solves in the original precision.
 PRESETS: Mapping[str, str] = {
     "O0": "",

@@ -1,0 +1,1 @@
+"""Every rewrite and offline pass that comes with Esper, found through entry points."""
