@@ -269,6 +269,8 @@ def _missing(root: torch.nn.Module, name: str) -> bool:
 def _slim(node: fx.Node) -> None:
     stack = node.meta.get("nn_module_stack") or {}
     module = list(stack.values())[-1][0] if stack else ""
+    if module.startswith("_empty_nn_module_stack"):  # nodes that export adds by itself
+        module = ""
     source = _source(node.meta.get("stack_trace") or "")
     val = node.meta.get("val")
     kept = {key: node.meta[key] for key in ("modes", "counter") if key in node.meta}
