@@ -1,4 +1,4 @@
-"""The quality budget: how much a change may cost in accuracy, or in drift where no metric exists."""
+"""The quality budget: what a change may cost in accuracy, or in drift where no metric exists."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class MaxLoss:
             amount = float(number)
         except ValueError:
             raise QualityError(
-                f"the largest loss is a percentage such as 1% or a number such as 0.5, not {text!r}."
+                f"the largest loss is a percentage (1%) or a number (0.5), not {text!r}."
             ) from None
         return cls(amount / 100 if relative else amount, relative)
 
@@ -231,7 +231,7 @@ def state_hash(model: nn.Module) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         if flat.numel():
-            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
