@@ -70,6 +70,7 @@ class PassManager:
         self.journal = Journal()
         self.backend = "eager"
         self._open = 0
+        self._deferred = 0
 
     def plan(self, proposal: Proposal) -> Plan | Refusal:
         """Contract and plan: everything but the change."""
@@ -104,9 +105,7 @@ class PassManager:
         except BaseException:
             self.journal.roll_back(mark)  # interrupted: nothing stays half applied
             raise
-        if not self._open:
-            self.journal = Journal()
-            self.model.refresh()
+        self._settle()
         seconds = time.perf_counter() - started
         record = record.model_copy(update={"pass_name": name, "seconds": seconds})
         if record.kind == "passed":
@@ -125,9 +124,25 @@ class PassManager:
             yield Transaction(self)
         finally:
             self._open -= 1
-            if not self._open:
-                self.journal = Journal()
-                self.model.refresh()
+            self._settle()
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Generate code once for many proposals. Unlike a transaction it keeps no old tensors:
+        each proposal is final when its `apply` returns."""
+        self._deferred += 1
+        try:
+            yield
+        finally:
+            self._deferred -= 1
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._open:
+            return
+        self.journal = Journal()
+        if not self._deferred:
+            self.model.refresh()
 
     def _commit(self, plan: Plan) -> None:
         if self.verify == "full":
