@@ -6,6 +6,7 @@ names and keyword names are pasted into it.
 
 from __future__ import annotations
 
+import dataclasses
 import keyword
 import operator
 import re
@@ -19,7 +20,7 @@ from esper.ir import codec, shapes
 from esper.ir.anatomy import Identities, Identity
 from esper.ir.codec import CodecError
 from esper.ir.model import Model
-from esper.ir.ports import Ports
+from esper.ir.ports import Ports, read_ports, same_description
 from esper.ir.pytrees import decode_spec
 from esper.ir.symbols import Symbols, bounded
 
@@ -51,13 +52,27 @@ def model(
     result.identities.assign(_identities(anatomy))
     result.history.extend(_list_of(history["history"], dict, "history"))
     result.notes.extend(_text(note) for note in _list_of(history["notes"], str, "notes"))
-    inputs, outputs, structure = graph["ports"]
-    result.ports = Ports(
-        tuple(_list_of(inputs, str, "ports")),
-        tuple(_list_of(outputs, str, "ports")),
-        _text(structure, 10**6),
-    )
+    result.ports = _ports(graph["ports"], read_ports(result))
     return result
+
+
+def _ports(facts: Mapping[str, Any], found: Ports) -> Ports:
+    stored = Ports(
+        tuple(_text(text) for text in _list_of(facts["inputs"], str, "ports")),
+        tuple(_text(text) for text in _list_of(facts["outputs"], str, "ports")),
+        _text(facts["structure"], 10**6),
+        tuple(
+            tuple(_tensor_name(name) for name in _list_of(names, str, "tied names"))
+            for names in _list_of(facts["ties"], list, "tied names")
+        ),
+    )
+    # Where another PyTorch writes the same sizes differently, the contract is written anew.
+    pairs = [(stored.inputs, found.inputs), (stored.outputs, found.outputs)]
+    same = (
+        all(len(a) == len(b) and all(map(same_description, a, b)) for a, b in pairs)
+        and stored.structure == found.structure
+    )
+    return dataclasses.replace(found, ties=stored.ties) if same else stored
 
 
 def _list_of(value: Any, kind: type, what: str) -> list[Any]:
@@ -287,13 +302,7 @@ def _check_scalars(node: fx.Node) -> None:
 
 
 def _agree(found: str, stored: Any) -> bool:
-    """Equal up to the writing of symbolic sizes, which another PyTorch may simplify otherwise."""
-    if found == stored:
-        return True
-    if type(stored) is not str or len(stored) > 100_000:
-        return False
-    symbolic = re.compile(r"[^\[\],]*[a-z][^\[\],]*(?=[\],])")
-    return "[" in stored and symbolic.sub("?", found) == symbolic.sub("?", stored)
+    return type(stored) is str and len(stored) <= 100_000 and same_description(found, stored)
 
 
 # -- anatomy -------------------------------------------------------------------------------------

@@ -30,7 +30,12 @@ def graph(model: Model) -> dict[str, Any]:
         "symbols": symbols.describe_symbols(inputs),
         "nodes": [_node(model, node) for node in nodes],
         "signature": {"names": list(info.orig_args), "in": encode_spec(info.in_spec), "out": out},
-        "ports": [list(ports.inputs), list(ports.outputs), ports.structure],
+        "ports": {
+            "inputs": list(ports.inputs),
+            "outputs": list(ports.outputs),
+            "structure": ports.structure,
+            "ties": [list(names) for names in ports.ties],
+        },
         "modules": [name for name, _ in model.named_modules() if name],
         "tensors": _tensor_list(model),
         "training": model.training,

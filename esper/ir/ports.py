@@ -7,6 +7,7 @@ of outputs and the structure of both stay.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ from esper.ir.shapes import describe
 if TYPE_CHECKING:
     from esper.ir.model import Model
 
+# A dimension within brackets that is no plain number.
+_SYMBOLIC = re.compile(r"(?<=[\[ ])[^\[\],]*[a-z][^\[\],]*(?=[\],])")
+
 
 @dataclass(frozen=True)
 class Ports:
@@ -27,11 +31,13 @@ class Ports:
         inputs: `name: float32[s0, 3, 16, 16]` in order.
         outputs: `float32[s0, 5]` in order, flattened.
         structure: JSON text of the input and output structures.
+        ties: groups of names that stand for one tensor.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     structure: str
+    ties: tuple[tuple[str, ...], ...]
 
 
 def read_ports(model: Model) -> Ports:
@@ -51,4 +57,13 @@ def read_ports(model: Model) -> Ports:
     if info is not None:
         out = None if info.out_spec is None else encode_spec(info.out_spec)
         structure = [list(info.orig_args), encode_spec(info.in_spec), out]
-    return Ports(tuple(inputs), tuple(outputs), json.dumps(structure))
+    groups: dict[str, list[str]] = {}
+    for name, first in model.canonical_names().items():
+        groups.setdefault(first, []).append(name)
+    ties = tuple(tuple(names) for names in groups.values() if len(names) > 1)
+    return Ports(tuple(inputs), tuple(outputs), json.dumps(structure), ties)
+
+
+def same_description(a: str, b: str) -> bool:
+    """Equal up to the writing of symbolic sizes, which PyTorch versions simplify differently."""
+    return a == b or _SYMBOLIC.sub("?", a) == _SYMBOLIC.sub("?", b)

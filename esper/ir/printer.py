@@ -1,6 +1,6 @@
 """Deterministic text of a model: stable IDs, no addresses, no paths of the machine.
 
-    %linear_4 = linear(%x, w=encoder.0.dense.weight, b=encoder.0.dense.bias) : float32[s0, neurons:64]
+    %linear_4 = linear(%x, w=encoder.0.weight, b=encoder.0.bias) : float32[s0, neurons:64]
 
 Operands are nodes (`%name`) or tensors by name; literals carry the name that the op's schema gives
 them and are left out where they have its default. A dimension shows its axes as `kind:size`,
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
+from esper.ir.anatomy import Anatomy
 from esper.ir.shapes import describe
 from esper.ir.terms import Term, atoms_of, show
 
@@ -28,12 +30,11 @@ _SHORT = {"weight": "w", "bias": "b"}
 
 def print_model(model: Model) -> str:
     """Header, axes, nodes by module, tied and unread tensors, notes. Equal models print equally."""
-    labels = _labels(model)
+    labels = _names(model.anatomy)
     nodes = list(model.graph.nodes)
     lines = [f"model in {'training' if model.training else 'evaluation'} mode"]
-    for node in nodes:
-        if node.op == "placeholder":
-            lines.append(f"  input %{node.name} : {_value(model, node, labels)}")
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    lines += [f"  input %{node.name} : {_value(model, node, labels)}" for node in inputs]
     output = nodes[-1]
     for leaf in _leaves(output.args):
         if isinstance(leaf, fx.Node):
@@ -56,11 +57,13 @@ def print_model(model: Model) -> str:
 
 
 def print_node(model: Model, node: fx.Node) -> str:
-    """One line, for errors too: the axes are left out when the graph is too broken for them."""
-    try:
-        labels = _labels(model)
-    except Exception:  # the line is wanted exactly when the graph makes no sense
-        labels = {}
+    """One line, for errors too: axes are shown where they are known without a new analysis."""
+    labels: dict[int, str] = {}
+    table, _, identities = model.derived()
+    if table is not None:
+        # The line is wanted most when the graph makes no sense, and printing changes nothing.
+        with suppress(Exception):
+            labels = _names(Anatomy(model, identities))
     return _line(model, node, labels)
 
 
@@ -77,9 +80,9 @@ def diff(before: Model, after: Model) -> str:
     return "\n".join(lines)
 
 
-def _labels(model: Model) -> dict[int, str]:
+def _names(anatomy: Anatomy) -> dict[int, str]:
     """Atom -> `kind:size` for the atoms that are axes of parameters."""
-    return {axis.atom: f"{axis.kind}:{axis.size}" for axis in model.anatomy.axes.values()}
+    return {axis.atom: f"{axis.kind}:{axis.size}" for axis in anatomy.axes.values()}
 
 
 def _graph(model: Model, nodes: list[fx.Node], labels: dict[int, str]) -> list[str]:
