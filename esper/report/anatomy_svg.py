@@ -78,7 +78,15 @@ def _legend(canvas: Canvas, page: Page, bars: Sequence[Bar], shared: tuple[str, 
         x += need
     if shared:
         y += 20.0
-        canvas.add(text_at(0, y, f"All names lie within {'.'.join(shared)}", class_="es-soft"))
+        where = fit(f"All names lie within {'.'.join(shared)}", page.width, 6.6)
+        canvas.add(
+            text_at(
+                0,
+                y,
+                where,
+                class_="es-soft",
+            )
+        )
     return y + 18.0
 
 

@@ -57,16 +57,22 @@ def change(before: float, after: float) -> str:
 def seconds(value: float) -> str:
     """850 ms, 12.4 s, 3 min 20 s."""
     if value < 0.9995:
-        return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"
+        return f"{three(value * 1e3)} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"
     if value < 100:
-        return f"{value:.3g} s"
+        return f"{three(value)} s"
     whole = round(value)
     return f"{whole // 60} min {whole % 60:02d} s"
 
 
+def three(value: float) -> str:
+    """Three significant digits, zeros kept so that columns align: 2.00, 12.4, 1,234."""
+    digits = 2 - floor(log10(abs(value))) if value else 2
+    return f"{value:,.{min(max(digits, 0), 6)}f}"
+
+
 def milliseconds(value: float | None) -> str:
     """3.14 ms."""
-    return NONE if value is None or not isfinite(value) else f"{value:.3g} ms"
+    return NONE if value is None or not isfinite(value) else f"{three(value)} ms"
 
 
 def probability(value: float | None) -> str:

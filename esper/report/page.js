@@ -32,10 +32,10 @@
   };
   addEventListener("hashchange", show);
   show();
-  // A printed page has no folds; they return to what they were afterwards.
+  // Paper cannot unfold: all is open on it but the records, and returns to what it was.
   let folded = [];
   addEventListener("beforeprint", () => {
-    folded = [...document.querySelectorAll("details:not([open])")];
+    folded = [...document.querySelectorAll("details:not([open]):not(.record)")];
     folded.forEach((one) => { one.open = true; });
   });
   addEventListener("afterprint", () => folded.forEach((one) => { one.open = false; }));

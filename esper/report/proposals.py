@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Sequence
 
 from esper.records import Record
@@ -42,13 +44,19 @@ def records_section(data: ReportData) -> Markup | None:
             el(
                 "details",
                 el("summary", el("span", f"{number}", class_="index"), record.line()),
-                el("pre", el("code", record.model_dump_json(indent=2))),
+                el("pre", el("code", _json(record))),
                 id=f"record-{number}",
                 class_="record",
             )
             for number, record in enumerate(data.records)
         ],
     )
+
+
+def _json(record: Record) -> str:
+    """Indented JSON with lists of numbers on one line: they can be thousands of units long."""
+    text = json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    return re.sub(r"\[\n[\s\d.,eE+-]+\]", lambda m: re.sub(r"\s+", " ", m.group()), text)
 
 
 def _group(record: Record) -> str:

@@ -54,7 +54,9 @@ def test_layout(browser: Browser, page: Path, width: int, scheme: str) -> None:
     assert browser.requests == [page.as_uri()]
 
 
-def test_text_in_pictures_stays_inside(browser: Browser, page: Path) -> None:
+@pytest.mark.parametrize("data", [sample.complete(), sample.hostile()], ids=["plain", "hostile"])
+def test_text_in_pictures_stays_inside(browser: Browser, tmp_path: Path, data: ReportData) -> None:
+    page = write(tmp_path, data)
     outside = """[...document.querySelectorAll('svg text')].filter((text) => {
       const box = text.getBoundingClientRect();
       const frame = text.ownerSVGElement.getBoundingClientRect();
@@ -104,6 +106,8 @@ def test_hostile_names_do_nothing(browser: Browser, tmp_path: Path) -> None:
     assert browser.run("window.broken === undefined")
     assert browser.run("document.scripts.length") == 1
     assert browser.run("document.documentElement.scrollWidth") <= 1100
+    browser.open(path, 360)
+    assert browser.run("document.documentElement.scrollWidth") <= 360
     assert browser.problems == []
     assert browser.requests == [path.as_uri()]
 

@@ -30,6 +30,8 @@ from esper.report import numbers
         (numbers.seconds(0.00002), "20 µs"),
         (numbers.seconds(31.21), "31.2 s"),
         (numbers.seconds(200), "3 min 20 s"),
+        (numbers.milliseconds(2), "2.00 ms"),
+        (numbers.milliseconds(1234.5), "1,234 ms"),
         (numbers.milliseconds(None), "\N{EN DASH}"),
         (numbers.probability(1e-9), "< 0.001"),
         (numbers.quality(-1.25), "\N{MINUS SIGN}1.250"),
