@@ -7,6 +7,7 @@ journal backwards restores the model bit for bit: old tensors are kept by refere
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -224,7 +225,10 @@ class Applier:
         model = self._model
         before = model.graph
         self._journal.add(lambda: model.swap_graph(before))
-        model.swap_graph(copy.deepcopy(before))
+        with warnings.catch_warnings():
+            # PyTorch warns when its own tree specifications are copied.
+            warnings.simplefilter("ignore", FutureWarning)
+            model.swap_graph(copy.deepcopy(before))
 
     # -- anatomy -------------------------------------------------------------------------------
 
