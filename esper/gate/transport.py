@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from esper.gate.backends.base import Call, dynamic_arguments
@@ -37,10 +39,64 @@ def save_model(model: nn.Module, calls: Sequence[Call], path: Path) -> None:
 
 
 def load_model(path: Path) -> nn.Module:
-    """The model in a file written by `save_model`."""
+    """The model in a file written by `save_model`, with memory of its own."""
     from esper.ir import artifact
 
-    return artifact.load(path)
+    known = _PRELOADED.get(_digest(path)) if _PRELOADED else None
+    return artifact.load(path) if known is None else with_fresh_memory(known)
+
+
+_PRELOADED: dict[str, nn.Module] = {}
+_PRELOADED_LIMIT = 4
+
+
+def preload(path: Path) -> None:
+    """Load a model here so that processes forked from this one need not parse it again.
+
+    It is only read, never run; each process clones its tensors, see `with_fresh_memory`.
+    """
+    from esper.ir import artifact
+
+    digest = _digest(path)
+    model = _PRELOADED.pop(digest, None)
+    while len(_PRELOADED) >= _PRELOADED_LIMIT:
+        del _PRELOADED[next(iter(_PRELOADED))]
+    _PRELOADED[digest] = artifact.load(path) if model is None else model
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def with_fresh_memory(model: nn.Module) -> nn.Module:
+    """A module that shares code with `model` and no tensor; tied tensors stay tied.
+
+    Much cheaper than a deep copy, which would copy and recompile the graph.
+    """
+    clones: dict[int, torch.Tensor] = {}
+
+    def clone(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        if tensor is None:
+            return None
+        if id(tensor) not in clones:
+            copied = tensor.detach().clone()
+            if isinstance(tensor, nn.Parameter):
+                copied = nn.Parameter(copied, requires_grad=tensor.requires_grad)
+            clones[id(tensor)] = copied
+        return clones[id(tensor)]
+
+    def fresh(module: nn.Module) -> nn.Module:
+        new = object.__new__(type(module))
+        new.__dict__.update(module.__dict__)
+        new.__dict__["_parameters"] = {k: clone(v) for k, v in module._parameters.items()}
+        new.__dict__["_buffers"] = {k: clone(v) for k, v in module._buffers.items()}
+        new.__dict__["_modules"] = {
+            k: None if v is None else fresh(v) for k, v in module._modules.items()
+        }
+        return new
+
+    return fresh(model)
 
 
 def on_device(model: nn.Module, device: str) -> nn.Module:

@@ -13,6 +13,7 @@ fork does not exist, every measured process is a fresh interpreter instead.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import random
@@ -74,8 +75,6 @@ def emit(event: str, **fields: object) -> None:
 
 def measure(spec: Spec) -> None:
     """Load, warm up, time and check; emits `result`."""
-    import importlib
-
     import torch
 
     torch.set_num_threads(spec.threads)
@@ -164,17 +163,34 @@ def run_spec(path: Path) -> int:
     return 0
 
 
+def prepare_job(path: Path) -> str | None:
+    """Load what can be loaded before forking; the reason if that failed."""
+    from esper.gate.transport import preload
+
+    try:
+        spec = Spec.read(path)
+        for module in spec.modules:
+            importlib.import_module(module)
+        for directory in {c.directory for c in spec.contenders if c.backend == "eager"}:
+            preload(Path(directory) / "model.esper")
+    except Exception as error:  # noqa: BLE001  (told to the caller)
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
+
+
 def serve() -> int:
     """Fork one child for each line `{"spec": path, "stderr": path}` until standard input ends.
 
     If it ends while a child is measuring (the caller was killed) the child is killed too.
     """
-    import torch  # noqa: F401  (the children inherit it)
+    import torch
 
     import esper.gate.calls_file
     import esper.gate.steps
     import esper.ir.artifact  # noqa: F401
 
+    # No thread pool may exist when forking; each child sets its own number of threads.
+    torch.set_num_threads(1)
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -189,6 +205,10 @@ def serve() -> int:
             pending += chunk
         line, pending = pending.split(b"\n", 1)
         job = json.loads(line)
+        if (failure := prepare_job(Path(job["spec"]))) is not None:
+            emit("error", message=failure)
+            emit("exit", code=1)
+            continue
         child = os.fork()
         if child == 0:
             signal.set_wakeup_fd(-1)
