@@ -82,7 +82,7 @@ class StateTransform:
 
 def digest(tensor: torch.Tensor) -> str:
     """Short content hash of a tensor."""
-    data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
