@@ -19,7 +19,7 @@ def _changed(data: ReportData, applied: int) -> str:
     changes = "1 change was" if applied == 1 else f"{applied} changes were"
     final = data.final
     if final is None:
-        cost = f", {cost}" if cost else ""
+        cost = f"; {cost}" if cost else ""
         return f"{changes} applied and not measured: nothing is claimed about speed{cost}."
     figure = _figure(final)
     if final.outcome == "accept" and final.speedup > 1.0:

@@ -102,12 +102,14 @@ def _tiles(data: ReportData) -> list[Markup]:
         note = f"of {numbers.quality(quality.before)}"
         if quality.floor is not None:
             note += f", at least {numbers.quality(quality.floor)}"
-        tiles.append(_tile(quality.metric, numbers.quality(after), note))
+        tiles.append(
+            _tile(quality.metric[:1].upper() + quality.metric[1:], numbers.quality(after), note)
+        )
     asked = [r for r in data.records if r.proposal is not None]
     passed = sum(r.kind == "passed" for r in asked)
     tiles.append(_tile("Proposals", numbers.count(passed), f"passed of {len(asked)}"))
     if data.exact is not None:
-        note = "equal to the masked original" if data.exact else "some changes are lossy"
+        note = "equal to the masked original" if data.exact else "not every change is"
         tiles.append(_tile("Exact", "yes" if data.exact else "no", note))
     return tiles
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import re
 
-_VOID = frozenset({"meta", "input", "br", "hr"})
+_VOID = frozenset({"meta", "input", "wbr"})
 # Control characters are invalid in XML; bidirectional controls could make a name read as another.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff"

@@ -111,7 +111,7 @@ def _pass(name: str, rows: Sequence[tuple[int, Record]]) -> Markup:
 def _row(number: int, record: Record) -> Markup:
     proposal = record.proposal
     what = proposal.type if proposal is not None else "remark"
-    targets = [el("code", target) for target in (proposal.targets if proposal is not None else ())]
+    targets = [_id(target) for target in (proposal.targets if proposal is not None else ())]
     more = el("small", f"and {len(targets) - 3} more") if len(targets) > 3 else None
     remedy = el("small", record.remedy, class_="remedy") if record.remedy else None
     return el(
@@ -124,16 +124,26 @@ def _row(number: int, record: Record) -> Markup:
             more,
             data_label="Proposal",
         ),
-        el("td", record.reason, remedy, _figures(record), data_label="Reason"),
+        el("td", _breakable(record.reason), remedy, _figures(record), data_label="Reason"),
         el("td", el("code", record.code), data_label="Code"),
         el(
             "td",
-            el("code", record.node) if record.node else numbers.NONE,
+            _id(record.node) if record.node else numbers.NONE,
             data_label="Node",
             class_=None if record.node else "none",
         ),
         data_kind=record.kind,
     )
+
+
+def _id(name: str) -> Markup:
+    return el("code", _breakable(name))
+
+
+def _breakable(words: str) -> Markup:
+    """Text whose dotted IDs break between their parts."""
+    pieces = re.split(r"(?<=[./])(?=\S)", words)
+    return join(pieces[0], *[join(el("wbr"), piece) for piece in pieces[1:]])
 
 
 def _figures(record: Record) -> Markup | None:

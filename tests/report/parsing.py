@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-VOID = {"meta", "input", "br", "hr"}
+VOID = {"meta", "input", "wbr"}
 
 
 class Page(HTMLParser):

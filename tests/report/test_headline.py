@@ -23,7 +23,7 @@ def test_accepted() -> None:
 def test_changed_without_measuring() -> None:
     said = headline(case(final=None))
     assert said == (
-        "1 change was applied and not measured: nothing is claimed about speed, F1 0.607 of 0.610."
+        "1 change was applied and not measured: nothing is claimed about speed; F1 0.607 of 0.610."
     )
 
 
