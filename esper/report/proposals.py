@@ -142,7 +142,7 @@ def _id(name: str) -> Markup:
 
 def _breakable(words: str) -> Markup:
     """Text whose dotted IDs break between their parts."""
-    pieces = re.split(r"(?<=[./])(?=\S)", words)
+    pieces = re.split(r"(?<=[./])(?=[^\s\d])", words)
     return join(pieces[0], *[join(el("wbr"), piece) for piece in pieces[1:]])
 
 
