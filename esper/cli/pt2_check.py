@@ -66,8 +66,9 @@ _FUNCTIONS = frozenset(
         "FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift "
         "RShift PowByNatural FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator "
         "TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat Identity Max Min floor ceiling "
-        "Abs Piecewise Eq Ne Lt Le Gt Ge And Or Not Integer Float Rational Symbol Add Mul Pow Tuple "
-        "Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan ExprCondPair"
+        "Abs Piecewise Eq Ne Lt Le Gt Ge And Or Not Integer Float Rational Symbol Add Mul "
+        "Pow Tuple Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan "
+        "ExprCondPair"
     ).split()
 )
 _SYMBOL = re.compile(r"[a-z]+\d+|True|False|true|false|oo|int_oo", re.ASCII)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 
 from esper.cli.loaders import call_user, load_function, nearest
-from esper.errors import UsageError
+from esper.errors import GateError, QualityError, UsageError
+from esper.gate.quality import MaxLoss
 from esper.passbase import Batch
 
 _SPEC = re.compile(
@@ -34,38 +34,39 @@ _EXAMPLE = "input_ids=int64[8,64]:30000,attention_mask=int64[8,64]:2"
 
 
 @dataclass(frozen=True)
-class MaxLoss:
-    """How much quality may be lost: `amount` of the baseline's (relative) or as it is."""
+class Inputs:
+    """Example inputs.
 
-    amount: float
-    relative: bool
+    Attributes:
+        example: `(args, kwargs)` to trace with.
+        timed: what the gate measures: the same, or a weighted list of shapes.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.amount * 100:g}%" if self.relative else f"{self.amount:g}"
+    example: Batch
+    timed: Any
 
 
 def parse_max_loss(text: str) -> MaxLoss:
     """`1%` -> relative 0.01; `0.5` -> absolute 0.5. Raises UsageError."""
-    number = text.strip()
-    relative = number.endswith("%")
     try:
-        amount = float(number.removesuffix("%"))
-    except ValueError:
-        amount = math.nan
-    if not math.isfinite(amount) or amount < 0 or (relative and amount > 100):
+        found = MaxLoss.of(text)
+    except QualityError:
+        found = None
+    if found is None or (found.relative and found.amount > 1):
         raise UsageError(
             f"--max-loss takes a percentage such as 1% (relative) or a number such as 0.5 "
             f"(absolute), not {text!r}"
         )
-    return MaxLoss(amount / 100 if relative else amount, relative)
+    return found
 
 
-def make_inputs(text: str, module: torch.nn.Module, seed: int, *, keywords: bool = False) -> Batch:
+def make_inputs(text: str, module: torch.nn.Module, seed: int, *, keywords: bool = False) -> Inputs:
     """Example inputs for `--inputs FILE.py:fn | SPEC`.
 
     Args:
-        text: a function returning `(args, kwargs)`, or a specification such as
-            `input_ids=int64[8,64]:30000` (name, dtype, shape, exclusive maximum of integers).
+        text: a function returning `(args, kwargs)` (or a list of those, or of
+            `(weight, args, kwargs)`: the first is traced, all are timed), or a specification such
+            as `input_ids=int64[8,64]:30000` (name, dtype, shape, exclusive maximum of integers).
         module: the model, whose argument names are checked.
         seed: for random values.
         keywords: pass tensors by keyword even where they could go by position. An exported
@@ -76,9 +77,22 @@ def make_inputs(text: str, module: torch.nn.Module, seed: int, *, keywords: bool
     """
     if _looks_like_function(text):
         found = call_user(load_function(text, "--inputs"), "--inputs")
-        return as_batch(found, f"--inputs: {text} returned")
-    tensors = _random_tensors(text, seed)
-    return _bind(tensors, module, keywords)
+        return _as_inputs(found, f"--inputs: {text} returned")
+    batch = _bind(_random_tensors(text, seed), module, keywords)
+    return Inputs(batch, batch)
+
+
+def _as_inputs(value: Any, what: str) -> Inputs:
+    if isinstance(value, list) and value and not isinstance(value[0], torch.Tensor):
+        from esper.gate.inputs import normalise
+
+        try:
+            calls, _ = normalise(value)
+        except GateError as error:
+            raise UsageError(f"{what} inputs that cannot be used: {error}") from error
+        return Inputs(calls[0], value)
+    batch = as_batch(value, what)
+    return Inputs(batch, batch)
 
 
 def as_batch(value: Any, what: str) -> Batch:

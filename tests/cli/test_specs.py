@@ -33,7 +33,7 @@ def script(folder: Path, code: str, name: str = "user.py") -> str:
 
 def test_a_specification_gives_tensors_of_that_form() -> None:
     text = "input_ids=int64[8,64]:30,attention_mask=int64[8,64]:2"
-    (ids, mask), kwargs = make_inputs(text, Text(), seed=0)
+    (ids, mask), kwargs = make_inputs(text, Text(), seed=0).example
     assert kwargs == {}
     assert ids.shape == mask.shape == (8, 64)
     assert ids.dtype is torch.int64
@@ -44,23 +44,23 @@ def test_a_specification_gives_tensors_of_that_form() -> None:
 
 def test_a_specification_is_the_same_for_the_same_seed() -> None:
     for text in ("x=float32[4,6]", "x=bfloat16[4,6]", "x=int8[4,6]:100", "x=bool[4,6]"):
-        first, second, other = (make_inputs(text, small(), seed)[0][0] for seed in (1, 1, 2))
+        first, second, other = (make_inputs(text, small(), seed).example[0][0] for seed in (1, 1, 2))
         assert torch.equal(first, second)
         assert not torch.equal(first, other)
 
 
 def test_floats_are_normal() -> None:
-    (x,), _ = make_inputs("x=float64[100,100]", small(), seed=0)
+    (x,), _ = make_inputs("x=float64[100,100]", small(), seed=0).example
     assert x.dtype is torch.float64
     assert abs(float(x.mean())) < 0.05
     assert abs(float(x.std()) - 1) < 0.05
 
 
 def test_a_specification_out_of_order_or_wanted_so_is_passed_by_keyword() -> None:
-    args, kwargs = make_inputs("attention_mask=int64[2]:2,input_ids=int64[2]:9", Text(), 0)
+    args, kwargs = make_inputs("attention_mask=int64[2]:2,input_ids=int64[2]:9", Text(), 0).example
     assert args == ()
     assert set(kwargs) == {"input_ids", "attention_mask"}
-    args, kwargs = make_inputs("input_ids=int64[2]:9", Text(), 0, keywords=True)
+    args, kwargs = make_inputs("input_ids=int64[2]:9", Text(), 0, keywords=True).example
     assert (args, set(kwargs)) == ((), {"input_ids"})
 
 
@@ -110,12 +110,19 @@ def named(): return {"x": x}
 def wrong(): return 3
 def broken():
     return 1 / 0
+def shapes(): return [(3.0, (x,), {}), (1.0, (x[:1],), {})]
+def odd(): return [(3.0, (x,)), 7]
 """
     path = script(tmp_path, code)
-    assert make_inputs(f"{path}:pair", small(), 0)[0][0].shape == (2, 6)
-    assert make_inputs(f"{path}:bare", small(), 0)[0][0].shape == (2, 6)
-    assert len(make_inputs(f"{path}:several", small(), 0)[0]) == 2
-    assert make_inputs(f"{path}:named", small(), 0)[1]["x"].shape == (2, 6)
+    several = make_inputs(f"{path}:shapes", small(), 0)
+    assert several.example[0][0].shape == (2, 6)
+    assert len(several.timed) == 2
+    with pytest.raises(UsageError, match="cannot be used"):
+        make_inputs(f"{path}:odd", small(), 0)
+    assert make_inputs(f"{path}:pair", small(), 0).example[0][0].shape == (2, 6)
+    assert make_inputs(f"{path}:bare", small(), 0).example[0][0].shape == (2, 6)
+    assert len(make_inputs(f"{path}:several", small(), 0).example[0]) == 2
+    assert make_inputs(f"{path}:named", small(), 0).example[1]["x"].shape == (2, 6)
     with pytest.raises(UsageError, match="returned a int where"):
         make_inputs(f"{path}:wrong", small(), 0)
     with pytest.raises(UsageError, match=r"ZeroDivisionError.*at user.py:10 \(return 1 / 0\)"):
