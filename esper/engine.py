@@ -75,17 +75,17 @@ class Engine:
                 records = self._items(unit.items, committed)
                 passed = [r for r in records if r.kind == "passed"]
                 if not passed:
-                    self.records += records
+                    self._settle(records)
                     return
                 judgement = self._judge(committed, passed, unit.text())
                 if judgement.accepted:
-                    self.records += [_judged(r, judgement) for r in records]
+                    self._settle(_judged(r, judgement) for r in records)
                     return
             except BaseException:
                 transaction.roll_back()
                 raise
             transaction.roll_back()
-            self.records += [r for r in records if r.kind != "passed"]
+            self._settle(r for r in records if r.kind != "passed")
             chosen = [r for r in passed if self._aim(r) != "repair"]
             self._bisect(unit, committed, chosen, judgement)
 
@@ -95,14 +95,12 @@ class Engine:
         """A refused group is halved until what remains pays or is a single refused proposal."""
         repairable = len(group) > 1 and why.code in ("quality", "gate-reject", "gate-ambiguous")
         if not repairable or self._trials >= self.max_trials:
-            self.records += [_refused(record, why) for record in group]
-            for record in group:
-                self.stack.after_proposal(self.model, None, _refused(record, why))
+            self._settle(_refused(record, why) for record in group)
             return
         middle = len(group) // 2
         for half in (group[:middle], group[middle:]):
             if self._trials >= self.max_trials:
-                self.records += [_refused(record, why) for record in half]
+                self._settle(_refused(record, why) for record in half)
                 continue
             base = copy.deepcopy(self.model) if self.judge.gate is not None else committed
             with self.manager.transaction() as transaction:
@@ -121,10 +119,15 @@ class Engine:
                     transaction.roll_back()
                     raise
                 if judgement.accepted:
-                    self.records += [_judged(r, judgement) for r in records]
+                    self._settle(_judged(r, judgement) for r in records)
                     continue
                 transaction.roll_back()
             self._bisect(unit, committed, half, judgement)
+
+    def _settle(self, records: Iterable[Record]) -> None:
+        for record in records:
+            self.records.append(record)
+            self.stack.settled(self.model, record)
 
     def _judge(self, committed: Model, passed: Sequence[Record], what: str) -> Judgement:
         self._trials += 1
@@ -208,7 +211,7 @@ class Engine:
                     fast = found.accepted and self._reaches(committed)
                 finally:
                     transaction.roll_back()
-            tried[f"{ratio:.4f}"] = found.figures.get("loss", found.accepted)
+            tried[f"{ratio:.4f}"] = found.figures.get("quality_after", found.accepted)
             if found.accepted and fast:
                 best, high = ratio, ratio  # enough speed: look for a smaller cut
             elif found.accepted:

@@ -49,7 +49,10 @@ class Instrument:
         return None
 
     def after_proposal(self, model: Model, pass_: Pass | None, record: Record) -> None:
-        """What became of a proposal (or a remark) is known."""
+        """A proposal was applied or refused, or a remark made. The gate may still undo it."""
+
+    def settled(self, model: Model, record: Record) -> None:
+        """The last word on a proposal or remark, after judgement."""
 
     def after_failure(self, model: Model, pass_: Pass | None, error: BaseException) -> None:
         """A pass or rewrite raised; the model has been rolled back."""
@@ -117,6 +120,10 @@ class Stack:
     def after_proposal(self, model: Model, pass_: Pass | None, record: Record) -> None:
         """Call `after_proposal` of every instrument, even if one raises."""
         self._unwind("after_proposal", lambda i: i.after_proposal(model, pass_, record))
+
+    def settled(self, model: Model, record: Record) -> None:
+        """Call `settled` of every instrument, even if one raises."""
+        self._unwind("settled", lambda i: i.settled(model, record))
 
     def after_failure(self, model: Model, pass_: Pass | None, error: BaseException) -> None:
         """Tell every instrument of `error`. Their own errors become notes on it."""

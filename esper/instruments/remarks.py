@@ -1,4 +1,4 @@
-"""`--remarks`: what was done, refused or seen, one line each, as it happens."""
+"""`--remarks`: what was done, refused or seen, one line each, once it is settled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from esper.records import Kind, Record
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
-    from esper.passbase import Pass
 
 KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -46,7 +45,7 @@ class Remarks(Instrument):
         kinds, _, pattern = text.partition(",")
         return cls(kinds.split("|") if kinds else KINDS, pattern, write=write)
 
-    def after_proposal(self, model: Model, pass_: Pass | None, record: Record) -> None:
+    def settled(self, model: Model, record: Record) -> None:
         if record.kind in self._kinds:
             line = record.line()
             if self._pattern.search(line):

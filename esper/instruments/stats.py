@@ -11,7 +11,6 @@ from esper.records import Kind, Record
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
-    from esper.passbase import Pass
 
 _KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -29,8 +28,8 @@ class Stats(Instrument):
     def enter(self, model: Model, pipeline: str) -> None:
         self._before = self._after = _size(model)
 
-    def after_proposal(self, model: Model, pass_: Pass | None, record: Record) -> None:
-        name = pass_.name if pass_ is not None else record.pass_name or "user"
+    def settled(self, model: Model, record: Record) -> None:
+        name = record.pass_name or "user"
         self._counts[name, record.kind, record.code] += 1
 
     def exit(self, model: Model) -> None:

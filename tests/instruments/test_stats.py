@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from esper.instruments import Stack, Stats
-from tests.instruments.support import Shrink, Tidy, model, record
+from tests.instruments.support import Shrink, model, record
 
 
 def run() -> Stats:
@@ -13,9 +13,9 @@ def run() -> Stats:
     stack = Stack([stats])
     with stack.run(m, "shrink,tidy"):
         for one in (record(), record(), record("missed", "frozen-axis"), record("missed", "empty")):
-            stack.after_proposal(m, Shrink(), one)
-        stack.after_proposal(m, Tidy(), record("failure", "error"))
-        stack.after_proposal(m, None, record())
+            stack.settled(m, one.model_copy(update={"pass_name": "shrink"}))
+        stack.settled(m, record("failure", "error").model_copy(update={"pass_name": "tidy"}))
+        stack.settled(m, record().model_copy(update={"pass_name": ""}))
         m.get_submodule("linear").weight = torch.nn.Parameter(torch.zeros(1, 2))
     return stats
 

@@ -139,7 +139,7 @@ def test_remarks(text: str, shown: list[int]) -> None:
     lines: list[str] = []
     remarks = Remarks.from_text(text, write=lines.append)
     for one in records:
-        remarks.after_proposal(model(), Shrink(), one)
+        remarks.settled(model(), one)
     assert lines == [records[i].line() for i in shown]
 
 
@@ -183,7 +183,7 @@ def test_bisect_limit_is_checked() -> None:
 def test_reports_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     run(Printing(after="tidy", known=["tidy"]))
     Bisect(-1).before_proposal(model(), None, OTHER)
-    Remarks().after_proposal(model(), None, record())
+    Remarks().settled(model(), record())
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
