@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from esper.cli import outputs, specs
-from esper.cli.inputs import Loaded, read_input
-from esper.cli.loaders import load_function
+from esper.cli.loaders import call_user
 from esper.cli.options import Options
-from esper.cli.pt2_read import first_line
+from esper.cli.reading import Source, read
 from esper.cli.reproducer import Reproducer
 from esper.errors import TargetError, UsageError
 from esper.instruments import Bisect, Dump, Instrument, Printing, Progress, Remarks, Stats, Timing
-from esper.ir.model import Model
-from esper.passbase import Batch, passes
+from esper.passbase import passes
 from esper.pipeline import Pipeline, parse, preset
 
 if TYPE_CHECKING:
@@ -89,7 +87,19 @@ class Session:
         evaluate = None if options.eval is None else specs.make_evaluate(options.eval)
         finetune = None if options.finetune is None else specs.make_finetune(options.finetune)
         data = None if options.data is None else specs.make_data(options.data)
-        model, self.inputs = self.read()
+        assert options.input is not None
+        source = Source(
+            options.input,
+            options.model,
+            options.allow_pickle,
+            options.inputs,
+            options.dynamic,
+            options.static,
+            options.seed,
+        )
+        subject = read(source, self.progress)
+        model, self.inputs = subject.model, subject.inputs
+        self.notes += subject.notes
         if self.output is not None:
             outputs.check_space(self.output.path, model.nbytes())
             if self.output.needs_inputs and self.inputs is None:
@@ -133,53 +143,6 @@ class Session:
             seed=options.seed,
             device=options.device or "cpu",
         )
-
-    def read(self) -> tuple[Model, specs.Inputs | None]:
-        """The traced model and its example inputs. Raises InputError, UsageError, TraceError."""
-        options = self.options
-        assert options.input is not None
-        factory = None if options.model is None else load_function(options.model, "--model")
-        with self.progress.task("reading the model"):
-            loaded = read_input(options.input, factory=factory, allow_pickle=options.allow_pickle)
-        self.notes += loaded.notes
-        inputs = self._inputs(loaded)
-        if isinstance(loaded.module, Model):
-            for name in ("dynamic", "static"):
-                if options.has(name):
-                    raise UsageError(f"--{name} is for tracing, and {options.input} is traced")
-            if inputs is not None:
-                check_inputs(loaded.module, inputs.example)
-            return loaded.module, inputs
-        if inputs is None:
-            raise UsageError(
-                f"{options.input} needs example inputs: give --inputs {loaded.hint} or FILE.py:fn"
-            )
-        check_inputs(loaded.module, inputs.example)
-        return self._trace(loaded, inputs), inputs
-
-    def _inputs(self, loaded: Loaded) -> specs.Inputs | None:
-        if self.options.inputs is not None:
-            with self.progress.task("making inputs"):
-                return specs.make_inputs(
-                    self.options.inputs,
-                    loaded.module,
-                    self.options.seed,
-                    keywords=loaded.keywords,
-                )
-        found = loaded.inputs
-        if found is None and isinstance(loaded.module, Model):
-            found = loaded.module.example_inputs
-        return None if found is None else specs.Inputs(found, found)
-
-    def _trace(self, loaded: Loaded, inputs: specs.Inputs) -> Model:
-        from esper.ir.trace import Dynamic, trace
-
-        dynamic: Dynamic = "static" if self.options.static else "batch"
-        if self.options.dynamic is not None:
-            dynamic = specs.parse_dynamic(self.options.dynamic)
-        with self.progress.task("tracing the model"):
-            args, kwargs = inputs.example
-            return trace(loaded.module, args, kwargs, dynamic=dynamic)
 
     def write(self, result: Result) -> list[str]:
         """Write the model and return sentences about it.
@@ -233,29 +196,6 @@ def choose_pipeline(options: Options) -> Pipeline:
     return preset(level)
 
 
-def check_inputs(module: torch.nn.Module, inputs: Batch) -> None:
-    """Run the model once. Raises UsageError when it does not run on these inputs.
-
-    This tells inputs that do not fit from a model that cannot be traced.
-    """
-    args, kwargs = inputs
-    training = module.training
-    try:
-        with torch.no_grad():
-            module.eval()(*args, **kwargs)
-    except Exception as error:
-        from esper.cli.loaders import user_line
-
-        where = user_line(error)
-        at = f", at {where}" if where else ""
-        raise UsageError(
-            f"the model does not run on the example inputs: {type(error).__name__}: "
-            f"{first_line(error)}{at}"
-        ) from error
-    finally:
-        module.train(training)
-
-
 def check_strict(result: Result, target: float | None) -> None:
     """Raise TargetError unless the target (or without one, anything) was reached."""
     if target is None:
@@ -292,6 +232,4 @@ def _searches(pipeline: Pipeline) -> bool:
 
 
 def _guarded(finetune: Any) -> Any:
-    from esper.cli.loaders import call_user
-
     return lambda model: call_user(finetune, "--finetune", model)

@@ -1,0 +1,149 @@
+"""`esper`: looks into models, and runs the benchmarks of a source checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from esper.cli import shell
+from esper.cli.options import make_app, run_app
+from esper.errors import UsageError
+
+NAME = "esper"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code, as `esper-opt` does."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verbose = any(word in ("-v", "--verbose") for word in words)
+
+    def failed(message: str, code: int) -> None:
+        if "--json" in words:
+            import json
+
+            sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
+
+    def body() -> int:
+        codes: list[int] = []
+        app = make_app(NAME, _inspect(codes.append), _bench(codes.append))
+        if run_app(app, NAME, words or ["--help"]):
+            return 0
+        return codes[0]
+
+    with shell.signals(), warnings.catch_warnings() if not verbose else nullcontext():
+        if not verbose:
+            warnings.simplefilter("ignore")
+        return shell.run(NAME, body, verbose=verbose, failed=failed)
+
+
+def _inspect(done: Callable[[int], None]) -> Callable[..., None]:
+    def inspect(
+        model_input: Annotated[
+            str, typer.Argument(metavar="INPUT", help="A model, as esper-opt takes it.")
+        ],
+        model: Annotated[
+            str | None, typer.Option(metavar="FILE.py:FN", help="Factory for a state dict.")
+        ] = None,
+        allow_pickle: Annotated[
+            bool, typer.Option("--allow-pickle", help="Unpickle INPUT: only if you trust it.")
+        ] = False,
+        inputs: Annotated[
+            str | None, typer.Option(metavar="FILE.py:FN|SPEC", help="Example inputs.")
+        ] = None,
+        dynamic: Annotated[
+            str | None, typer.Option(metavar="NAME:DIM,...", help="Further dynamic dimensions.")
+        ] = None,
+        static: Annotated[bool, typer.Option("--static", help="No dynamic dimension.")] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print one JSON object instead of a tree.")
+        ] = False,
+        svg: Annotated[
+            str | None, typer.Option(metavar="FILE", help="Draw the anatomy as a picture.")
+        ] = None,
+        verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print tracebacks.")] = False,
+    ) -> None:
+        """Show the anatomy of a model: regions, axes, sizes, and what is frozen and why."""
+        from esper.cli.reading import Source
+
+        source = Source(model_input, model, allow_pickle, inputs, dynamic, static)
+        done(_show(source, as_json=as_json, svg=svg))
+
+    return inspect
+
+
+def _show(source: Any, *, as_json: bool, svg: str | None) -> int:
+    from esper.cli import outputs, render, tree
+    from esper.cli.reading import read
+    from esper.instruments import Progress
+
+    if source.static and source.dynamic:
+        raise UsageError("--static and --dynamic exclude one another")
+    if svg is not None:
+        outputs.check_writable(svg)
+    progress = Progress("never" if as_json else "auto")
+    subject = read(source, progress)
+    model = subject.model
+    with progress.task("reading the anatomy"):
+        found = tree.as_data(model)
+    if svg is not None:
+        from esper.report.anatomy_svg import draw
+        from esper.report.facts import from_model
+
+        outputs.write_text(svg, draw(from_model(model), title=f"Anatomy of {source.input}"))
+    if as_json:
+        sys.stdout.write(render.dumps({"input": source.input, **found}) + "\n")
+        return 0
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, 160))
+    console.print(tree.as_tree(model, source.input))
+    for note in [*subject.notes, *model.notes]:
+        console.print(f"note: {note}", style="dim", markup=False)
+    if found["unknown_ops"]:
+        names = ", ".join(found["unknown_ops"])
+        console.print(f"no rule for: {names} (what they touch is frozen)", markup=False)
+    return 0
+
+
+def _bench(done: Callable[[int], None]) -> Callable[..., None]:
+    def bench(
+        context: typer.Context,
+        suite: Annotated[str, typer.Argument(metavar="SUITE", help="Which, such as gate.")],
+    ) -> None:
+        """Run a benchmark suite of a source checkout; further arguments go to its script."""
+        script = find_suite(suite)
+        done(subprocess.run([sys.executable, str(script), *context.args], check=False).returncode)
+
+    return bench
+
+
+def find_suite(name: str) -> Path:
+    """The script of a benchmark suite. Raises UsageError outside a source checkout."""
+    import esper
+
+    folder = Path(esper.__file__).resolve().parents[1] / "benchmarks"
+    scripts = {path.parent.name: path for path in sorted(folder.glob("*/bench_*.py"))}
+    if not scripts:
+        raise UsageError(
+            "the benchmarks come with the source and not with the installed package: run this "
+            "from a checkout (pip install -e .)"
+        )
+    if name not in scripts:
+        from esper.cli.loaders import nearest
+
+        hint = nearest(name, list(scripts)) or f"; there is {', '.join(scripts)}"
+        raise UsageError(f"there is no benchmark suite {name!r}{hint}")
+    return scripts[name]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
