@@ -310,9 +310,7 @@ def _agree(found: str, stored: Any) -> bool:
 
 def _identities(data: Mapping[str, Any]) -> Identities:
     axes: dict[str, Identity] = {}
-    if type(data["axes"]) is not dict:
-        raise CodecError("its axes are not encoded as they should be")
-    for name, facts in data["axes"].items():
+    for name, facts in _object(data["axes"]).items():
         units = _list_of(facts["units"], int, "unit numbers")
         members = frozenset(
             _member(member) for member in _list_of(facts["members"], list, "members")
@@ -321,7 +319,19 @@ def _identities(data: Mapping[str, Any]) -> Identities:
             raise CodecError("an axis has no next unit number")
         identity = Identity(members, tuple(units), facts["next"], _text(facts["kind"]))
         axes[_text(name)] = identity
-    return Identities(axes, {_text(name) for name in _list_of(data["retired"], str, "retired IDs")})
+    retired = {_text(name) for name in _list_of(data["retired"], str, "retired IDs")}
+    regions: dict[str, dict[str, str]] = {}
+    for name, facts in _object(data["regions"]).items():
+        regions[_text(name)] = {_text(k): _text(v) for k, v in _object(facts).items()}
+        if regions[name].keys() != {"path", "kind", "exit"}:
+            raise CodecError("a region is not encoded as it should be")
+    return Identities(axes, retired, regions)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise CodecError("its anatomy is not encoded as it should be")
+    return value
 
 
 def _member(member: list[Any]) -> tuple[str, int, int]:

@@ -113,7 +113,7 @@ def tensors(model: Model) -> dict[str, torch.Tensor]:
 
 def anatomy(model: Model) -> dict[str, Any]:
     """The memory behind stable IDs, brought up to date with the graph."""
-    _ = model.anatomy.axes
+    _ = model.anatomy.axes, model.anatomy.phages
     identities = model.identities
     return {
         "axes": {
@@ -126,4 +126,5 @@ def anatomy(model: Model) -> dict[str, Any]:
             for name, identity in identities.axes.items()
         },
         "retired": sorted(identities.retired),
+        "regions": identities.regions,
     }

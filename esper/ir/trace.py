@@ -167,6 +167,7 @@ def _export_in_mode(
     except TraceError as error:
         return error
     finally:
+        module.train(modes[""])  # a Model or another module of its own mind has more than flags
         for name, m in module.named_modules():
             m.training = modes[name]
 
