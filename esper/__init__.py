@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from esper.ir.artifact import load as load
     from esper.ir.artifact import save as save
     from esper.ir.model import Model as Model
+    from esper.ir.rules import register_axis_rule as register_axis_rule
     from esper.ir.trace import trace as trace
     from esper.manager import PassManager as PassManager
     from esper.optimization import Result as Result
@@ -30,6 +31,7 @@ _EXPORTS = {
     "Verdict": "esper.gate.gate",
     "load": "esper.ir.artifact",
     "optimize": "esper.optimization",
+    "register_axis_rule": "esper.ir.rules",
     "save": "esper.ir.artifact",
     "trace": "esper.ir.trace",
 }

@@ -52,3 +52,11 @@ REGISTRY = Registry(
     reduction.TABLE,
     pool.TABLE,
 )
+
+
+def register_axis_rule(target: Any, rule: Rule) -> None:
+    """Teach the axis analysis an op, by its call target, before models that use it are traced.
+
+    Raises UsageError when the op has a rule already.
+    """
+    REGISTRY.add(target, rule)
