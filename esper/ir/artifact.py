@@ -27,7 +27,7 @@ import torch
 from esper.errors import InputError, OutputError
 from esper.ir import decoder, encoder
 from esper.ir.atomic import atomic_write
-from esper.ir.codec import CodecError
+from esper.ir.codec import CodecError, one_line
 from esper.ir.model import Model
 from esper.ir.tensors import read_tensors, write_tensors
 
@@ -58,7 +58,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
             },
             "graph.json": encoder.graph(model),
             "anatomy.json": encoder.anatomy(model),
-            "history.json": {"history": model.history, "notes": model.notes},
+            "history.json": {"history": model.history, "notes": [*map(one_line, model.notes)]},
         }
         texts = {name: _dump(name, part) for name, part in parts.items()}
         tensors = encoder.tensors(model)
@@ -108,7 +108,9 @@ def _line(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     text = " ".join(str(error).split()).rstrip(".")[:300]
-    return text if isinstance(error, CodecError) else f"{type(error).__name__} {text}".rstrip()
+    if isinstance(error, CodecError):
+        return text
+    return f"it does not hold what it should ({type(error).__name__} {text})"
 
 
 def _load(stream: IO[bytes]) -> Model:

@@ -7,6 +7,7 @@ only the values listed here; ops are looked up in `torch.ops` and nowhere else.
 
 from __future__ import annotations
 
+import keyword
 import math
 import operator
 import re
@@ -38,9 +39,13 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 _FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
 
+MAX_TEXT = 2000
+_MAX_NAME = 500
 _MAX_INT = 2**63
 _MAX_DEPTH = 32
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,499}")
+# Names of modules may hold signs that identifiers may not, but none that ends a string.
+_TENSOR_NAME = re.compile(r"[\w+:@/-]{1,200}(\.[\w+:@/-]{1,200}){0,60}")
 _TORCH_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _DEVICE = re.compile(r"[a-z]{1,20}(:\d{1,4})?")
 
@@ -57,6 +62,36 @@ def trust(library: str) -> None:
     if not _IDENTIFIER.fullmatch(library):
         raise CodecError(f"{library!r} is no name of an op library")
     _TRUSTED.add(library)
+
+
+# -- names and texts -----------------------------------------------------------------------------
+
+
+def identifier(name: Any) -> str:
+    """A name that may stand in generated Python code. Raises CodecError."""
+    valid = type(name) is str and name.isidentifier() and not keyword.iskeyword(name)
+    if not valid or len(name) > _MAX_NAME:
+        raise CodecError(f"the name {_short(name)} of a node or argument is no identifier")
+    return str(name)
+
+
+def tensor_name(name: Any) -> str:
+    """A dotted name of a module or tensor. Raises CodecError."""
+    if type(name) is not str or not _TENSOR_NAME.fullmatch(name):
+        raise CodecError(f"the name {_short(name)} of a module or tensor is not admitted")
+    return name
+
+
+def text(value: Any, limit: int = MAX_TEXT) -> str:
+    """One line for people. Raises CodecError."""
+    if type(value) is not str or len(value) > limit or not value.isprintable():
+        raise CodecError("a text in it is none that can be printed in one line")
+    return value
+
+
+def one_line(value: str) -> str:
+    """What `text` admits of any text: one line, no control characters, not too long."""
+    return "".join(c if c.isprintable() else " " for c in value)[:MAX_TEXT]
 
 
 # -- arguments -----------------------------------------------------------------------------------

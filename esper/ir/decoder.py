@@ -7,9 +7,7 @@ names and keyword names are pasted into it.
 from __future__ import annotations
 
 import dataclasses
-import keyword
 import operator
-import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,11 +24,6 @@ from esper.ir.symbols import Symbols, bounded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,499}")
-# Names of modules may hold signs that identifiers may not, but none that ends a string.
-_TENSOR_NAME = re.compile(r"[\w+:@/-]{1,200}(\.[\w+:@/-]{1,200}){0,60}")
-_TEXT_LIMIT = 2000
 
 
 def model(
@@ -51,18 +44,18 @@ def model(
     torch.nn.Module.train(result, training)
     result.identities.assign(_identities(anatomy))
     result.history.extend(_list_of(history["history"], dict, "history"))
-    result.notes.extend(_text(note) for note in _list_of(history["notes"], str, "notes"))
+    result.notes.extend(codec.text(note) for note in _list_of(history["notes"], str, "notes"))
     result.ports = _ports(graph["ports"], read_ports(result))
     return result
 
 
 def _ports(facts: Mapping[str, Any], found: Ports) -> Ports:
     stored = Ports(
-        tuple(_text(text) for text in _list_of(facts["inputs"], str, "ports")),
-        tuple(_text(text) for text in _list_of(facts["outputs"], str, "ports")),
-        _text(facts["structure"], 10**6),
+        tuple(codec.text(text) for text in _list_of(facts["inputs"], str, "ports")),
+        tuple(codec.text(text) for text in _list_of(facts["outputs"], str, "ports")),
+        codec.text(facts["structure"], 10**6),
         tuple(
-            tuple(_tensor_name(name) for name in _list_of(names, str, "tied names"))
+            tuple(codec.tensor_name(name) for name in _list_of(names, str, "tied names"))
             for names in _list_of(facts["ties"], list, "tied names")
         ),
     )
@@ -81,12 +74,6 @@ def _list_of(value: Any, kind: type, what: str) -> list[Any]:
     return value
 
 
-def _text(value: Any, limit: int = _TEXT_LIMIT) -> str:
-    if type(value) is not str or len(value) > limit or not value.isprintable():
-        raise CodecError("a text in it is none that can be printed in one line")
-    return value
-
-
 # -- tensors -------------------------------------------------------------------------------------
 
 
@@ -94,10 +81,10 @@ def _holder(graph: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> to
     """Bare modules with the tensors, in the order of the saved model."""
     holder = torch.nn.Module()
     for name in _list_of(graph["modules"], str, "modules"):
-        _owner(holder, f"{_tensor_name(name)}.x")
+        _owner(holder, f"{codec.tensor_name(name)}.x")
     made: dict[str, torch.Tensor] = {}
     for facts in _list_of(graph["tensors"], dict, "tensors"):
-        name = _tensor_name(facts["name"])
+        name = codec.tensor_name(facts["name"])
         trainable, persistent = facts.get("trainable"), facts.get("persistent")
         if (type(trainable), type(persistent)) not in ((bool, type(None)), (type(None), bool)):
             raise CodecError(f"{name} is neither parameter nor buffer")
@@ -121,12 +108,6 @@ def _holder(graph: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> to
     if surplus := sorted(tensors.keys() - made.keys()):
         raise CodecError(f"it holds data for {surplus[0][:100]}, which no module has")
     return holder
-
-
-def _tensor_name(name: Any) -> str:
-    if type(name) is not str or not _TENSOR_NAME.fullmatch(name):
-        raise CodecError("a module or tensor has a name that is not admitted")
-    return name
 
 
 def _owner(root: torch.nn.Module, name: str) -> torch.nn.Module:
@@ -160,7 +141,7 @@ def _graph(data: Mapping[str, Any], symbols: Symbols) -> fx.Graph:
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for facts in _list_of(data["nodes"], dict, "nodes"):
-        name = _identifier(facts["name"])
+        name = codec.identifier(facts["name"])
         if name in nodes:
             raise CodecError(f"two nodes are called %{name}")
         try:
@@ -171,7 +152,7 @@ def _graph(data: Mapping[str, Any], symbols: Symbols) -> fx.Graph:
     if ops.count("output") != 1 or ops[-1] != "output":
         raise CodecError("its graph does not end with its one output")
     signature = data["signature"]
-    names = [_identifier(name) for name in _list_of(signature["names"], str, "argument names")]
+    names = [codec.identifier(name) for name in _list_of(signature["names"], str, "argument names")]
     out = None if signature["out"] is None else decode_spec(signature["out"])
     into = decode_spec(signature["in"])
     if into.num_leaves != ops.count("placeholder"):
@@ -179,12 +160,6 @@ def _graph(data: Mapping[str, Any], symbols: Symbols) -> fx.Graph:
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, into, out)))
     graph.lint()
     return graph
-
-
-def _identifier(name: Any) -> str:
-    if type(name) is not str or not _IDENTIFIER.fullmatch(name) or keyword.iskeyword(name):
-        raise CodecError("a node or argument has a name that is no identifier")
-    return name
 
 
 def _node(
@@ -199,9 +174,9 @@ def _node(
     if op == "call_function":
         target = codec.decode_target(target)
     elif op == "get_attr":
-        target = _tensor_name(target)
+        target = codec.tensor_name(target)
     elif op == "placeholder":
-        target = _identifier(target)
+        target = codec.identifier(target)
     elif op != "output" or target != "output":
         raise CodecError("it is of a kind that is not admitted")
     args = tuple(codec.decode(arg, nodes) for arg in _list(facts.get("args", [])))
@@ -210,20 +185,20 @@ def _node(
         op != "call_function" and (kwargs or (args and op != "output"))
     ):
         raise CodecError("its arguments are not encoded as they should be")
-    decoded = {_identifier(key): codec.decode(arg, nodes) for key, arg in kwargs.items()}
+    decoded = {codec.identifier(key): codec.decode(arg, nodes) for key, arg in kwargs.items()}
     if op == "output" and len(args) != 1:
         raise CodecError("it has not one value")
     node = graph.create_node(op, target, args, decoded, name=name)
     node.name = name  # names of inputs may be names that torch.fx would not choose
     node.meta = {
         "val": _input(facts["input"], symbols) if op == "placeholder" else None,
-        "module": _text(facts.get("module", "")),
-        "source": _text(facts.get("source", "")),
+        "module": codec.text(facts.get("module", "")),
+        "source": codec.text(facts.get("source", "")),
     }
     if "modes" in facts:
         node.meta["modes"] = dict(_mode(entry, node) for entry in _list(facts["modes"]))
     if "counter" in facts:
-        node.meta["counter"] = _tensor_name(facts["counter"])
+        node.meta["counter"] = codec.tensor_name(facts["counter"])
     return node
 
 
@@ -317,12 +292,14 @@ def _identities(data: Mapping[str, Any]) -> Identities:
         )
         if type(facts["next"]) is not int:
             raise CodecError("an axis has no next unit number")
-        identity = Identity(members, tuple(units), facts["next"], _text(facts["kind"]))
-        axes[_text(name)] = identity
-    retired = {_text(name) for name in _list_of(data["retired"], str, "retired IDs")}
+        identity = Identity(members, tuple(units), facts["next"], codec.text(facts["kind"]))
+        axes[codec.text(name)] = identity
+    retired = {codec.text(name) for name in _list_of(data["retired"], str, "retired IDs")}
     regions: dict[str, dict[str, str]] = {}
     for name, facts in _object(data["regions"]).items():
-        regions[_text(name)] = {_text(k): _text(v) for k, v in _object(facts).items()}
+        regions[codec.text(name)] = {
+            codec.text(k): codec.text(v) for k, v in _object(facts).items()
+        }
         if regions[name].keys() != {"path", "kind", "exit"}:
             raise CodecError("a region is not encoded as it should be")
     return Identities(axes, retired, regions)
@@ -338,4 +315,4 @@ def _member(member: list[Any]) -> tuple[str, int, int]:
     tensor, dim, leaf = member
     if type(dim) is not int or type(leaf) is not int:
         raise CodecError("the members of an axis are not encoded as they should be")
-    return _tensor_name(tensor), dim, leaf
+    return codec.tensor_name(tensor), dim, leaf

@@ -44,7 +44,7 @@ def graph(model: Model) -> dict[str, Any]:
 
 def _node(model: Model, node: fx.Node) -> dict[str, Any]:
     try:
-        facts: dict[str, Any] = {"name": node.name, "op": node.op}
+        facts: dict[str, Any] = {"name": codec.identifier(node.name), "op": node.op}
         if node.op == "call_function":
             facts["target"] = codec.encode_target(node.target)
         elif node.op in ("placeholder", "get_attr", "output"):
@@ -59,7 +59,7 @@ def _node(model: Model, node: fx.Node) -> dict[str, Any]:
             facts["kwargs"] = {name: codec.encode(arg) for name, arg in node.kwargs.items()}
         for key in ("module", "source", "counter"):
             if node.meta.get(key):
-                facts[key] = node.meta[key]
+                facts[key] = codec.one_line(node.meta[key])
         if node.meta.get("modes"):
             facts["modes"] = [
                 [list(path), codec.encode(off), codec.encode(on)]
@@ -94,7 +94,7 @@ def _tensor_list(model: Model) -> list[dict[str, Any]]:
     persistent = set(model.state_dict(keep_vars=True))
     listed: list[dict[str, Any]] = []
     for name, tensor in model.all_tensors():
-        facts: dict[str, Any] = {"name": name}
+        facts: dict[str, Any] = {"name": codec.tensor_name(name)}
         if isinstance(tensor, torch.nn.Parameter):
             facts["trainable"] = tensor.requires_grad
         else:

@@ -6,10 +6,10 @@ import copy
 import re
 
 import pytest
-from tests.ir.small import convolutions, perceptron
-from tests.support import filecheck
 
 from esper.ir.printer import diff, print_model, print_node
+from tests.ir.small import convolutions, perceptron
+from tests.support import filecheck
 
 
 def test_a_perceptron_prints_as_a_person_reads_it() -> None:

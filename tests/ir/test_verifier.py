@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.ir.small import convolutions, perceptron
 
 from esper.errors import UsageError, VerificationError
 from esper.ir.model import Model
 from esper.ir.verifier import SPECS, verify
+from tests.ir.small import convolutions, perceptron
 
 aten = torch.ops.aten
 
