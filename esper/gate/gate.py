@@ -58,7 +58,7 @@ class Gate:
     delta: float = 0.01
     confidence: float = 0.99
     threads: int | None = None
-    budget_seconds: float = 90.0
+    budget_seconds: float = 80.0
     seed: int = 0
     device: str = "cpu"
     effort: Effort = field(default_factory=Effort)

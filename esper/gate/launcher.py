@@ -25,6 +25,10 @@ Progress = Callable[[int, int], None]
 """Called with (rounds done, rounds) of the running process."""
 
 
+class _ChildError(GateError):
+    """One measured process ended badly, and is known to have ended."""
+
+
 class Launcher:
     """A context that runs specs one after another, each in a process of its own.
 
@@ -84,8 +88,10 @@ class Launcher:
             else:
                 self._start([str(spec_path)], errors.open("wb"), spec.threads)
             return self._collect(errors, timeout, forks, progress)
+        except _ChildError:
+            raise  # the server itself is well
         except BaseException:
-            # After any failure the server's state is unknown; a later run starts a new one.
+            # Interrupted or out of time: the server's state is unknown, a later run starts anew.
             self._stop()
             raise
         finally:
@@ -98,7 +104,7 @@ class Launcher:
                 return
             self._stop()
         errors = self.directory / "server.stderr"
-        self._start(["--serve"], errors.open("wb"), threads)
+        self._start(["--serve", str(self.directory)], errors.open("wb"), threads)
         self._threads = threads
         for event in self._events(time.monotonic() + self._startup_seconds):
             if event["event"] == "serving":
@@ -172,9 +178,9 @@ class Launcher:
         if code is None and self._process is not None:
             code = self._process.wait(timeout=10)
         if failure is not None:
-            raise GateError(f"a measured process failed: {failure}")
+            raise _ChildError(f"a measured process failed: {failure}")
         if result is None or code != 0:
-            raise GateError(f"a measured process died ({_death(code)}): {_tail(errors)}")
+            raise _ChildError(f"a measured process died ({_death(code)}): {_tail(errors)}")
         return result
 
     def _stop(self) -> None:

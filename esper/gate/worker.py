@@ -1,4 +1,4 @@
-"""The process that measures: `python -m esper.gate.worker SPEC.json` or `--serve`.
+"""The process that measures: `python -m esper.gate.worker SPEC.json` or `--serve DIRECTORY`.
 
 One measured process loads all contenders (in random order, so that placement in memory is noise
 and not bias), warms them up, and times them in rounds. Results go to standard output as JSON
@@ -18,6 +18,7 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import sys
 import time
@@ -123,7 +124,7 @@ def measure(spec: Spec) -> None:
     gc.enable()
     for index, step in enumerate(run):
         step.verify(f"contender {index} ({spec.contenders[index].backend})")
-    emit("result", times=times, rounds=rounds, repeats=list(repeats), shapes=len(calls))
+    emit("result", times=times, rounds=rounds, repeats=list(repeats), process=os.getpid())
 
 
 def warm_up(run: list[Step], shapes: int, seconds: float) -> list[list[float]]:
@@ -178,10 +179,11 @@ def prepare_job(path: Path) -> str | None:
     return None
 
 
-def serve() -> int:
+def serve(directory: Path) -> int:
     """Fork one child for each line `{"spec": path, "stderr": path}` until standard input ends.
 
-    If it ends while a child is measuring (the caller was killed) the child is killed too.
+    The caller stops this process by a signal, so the end of standard input means that the caller
+    is gone: a child that measures is killed, and the caller's temporary files are removed.
     """
     import torch
 
@@ -201,6 +203,7 @@ def serve() -> int:
         while b"\n" not in pending:
             chunk = os.read(0, 65536)
             if not chunk:
+                shutil.rmtree(directory, ignore_errors=True)
                 return 0
             pending += chunk
         line, pending = pending.split(b"\n", 1)
@@ -229,6 +232,7 @@ def serve() -> int:
                 # The protocol has one job at a time, so readable input here means it was closed.
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
+                shutil.rmtree(directory, ignore_errors=True)
                 return 1
         emit("exit", code=os.waitstatus_to_exitcode(status))
 
@@ -237,11 +241,11 @@ def main(arguments: list[str]) -> int:
     """Entry point; the exit status."""
     # The caller stops this process group itself; a Ctrl-C meant for it must not race with that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if arguments == ["--serve"]:
-        return serve()
+    if len(arguments) == 2 and arguments[0] == "--serve":
+        return serve(Path(arguments[1]))
     if len(arguments) == 1:
         return run_spec(Path(arguments[0]))
-    sys.stderr.write("usage: python -m esper.gate.worker SPEC.json | --serve\n")
+    sys.stderr.write("usage: python -m esper.gate.worker SPEC.json | --serve DIRECTORY\n")
     return 2
 
 

@@ -1,0 +1,161 @@
+"""The gate as users call it. Nothing here is concluded from time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import esper.gate.prepared
+from esper.errors import BackendError, EsperError, GateError
+from esper.gate.backends import usable
+from esper.gate.gate import Gate, usable_backends
+from esper.gate.launcher import Launcher
+from esper.gate.statistics import Rule
+from esper.gate.verdict import Verdict
+from tests.gate.support import QUICK, Two, two_call
+
+GATE = Gate(backend="eager", threads=1, effort=QUICK, looks=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[Launcher]:
+    with Launcher() as running:
+        yield running
+
+
+def two(width: int = 8) -> nn.Module:
+    args, kwargs = two_call(2)
+    return esper.trace(Two(width).eval(), args, kwargs)
+
+
+@pytest.fixture(scope="module")
+def verdict(launcher: Launcher) -> Verdict:
+    inputs = [(3.0, *two_call(2)), (1.0, *two_call(4))]
+    return GATE.compare(two(), two(16), inputs, launcher=launcher)
+
+
+def test_a_verdict_says_what_was_measured(verdict: Verdict) -> None:
+    assert verdict.outcome in ("accept", "reject", "ambiguous")
+    assert verdict.accepted == (verdict.outcome == "accept")
+    assert verdict.lower <= verdict.speedup <= verdict.upper
+    assert verdict.interval == (verdict.lower, verdict.upper)
+    assert verdict.weights == [3.0, 1.0]
+    assert verdict.shapes == [[[2, 4], [2, 1]], [[4, 4], [4, 1]]]
+    assert verdict.baseline.parameter_bytes == 4 * (4 * 8 + 8 + 8 * 3 + 3)
+    assert verdict.candidate.parameter_bytes > verdict.baseline.parameter_bytes
+    assert verdict.baseline.artifact_bytes > 0
+    assert verdict.environment.threads == 1
+    assert verdict.environment.versions["torch"] == torch.__version__
+    assert verdict.delta_effective >= GATE.delta
+    assert verdict.processes == len(verdict.samples.search) + len(verdict.samples.confirm)
+    assert verdict.reason in verdict.summary()
+
+
+def test_a_verdict_survives_json_and_is_judged_alike_again(verdict: Verdict) -> None:
+    again = Verdict.model_validate_json(verdict.model_dump_json())
+    assert again == verdict
+    end = again.decide_again()
+    assert end.outcome == verdict.outcome
+    assert end.decision.speedup == pytest.approx(verdict.speedup, rel=1e-4)
+    harsh = again.decide_again(Rule(delta=0.99, looks=(2,)))
+    assert harsh.outcome != "accept"
+
+
+def test_plain_modules_are_traced(launcher: Launcher) -> None:
+    plain = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
+    found = GATE.compare(plain, plain, ((torch.randn(2, 4),), {}), launcher=launcher)
+    assert found.baseline.backend == "eager"
+
+
+def test_sides_may_run_on_different_backends(launcher: Launcher) -> None:
+    found = GATE.compare(
+        two(), two(), two_call(2), backends=("eager", "onnxruntime"), launcher=launcher
+    )
+    assert (found.baseline.backend, found.candidate.backend) == ("eager", "onnxruntime")
+    assert "onnxruntime" in found.environment.versions
+
+
+def test_auto_tries_what_is_usable_and_says_what_is_not(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(esper.gate.prepared, "NAMES", ("eager", "onnxruntime", "openvino"))
+    monkeypatch.setattr(
+        esper.gate.prepared,
+        "usable",
+        lambda name, context: "openvino is away" if name == "openvino" else usable(name, context),
+    )
+    gate = Gate(threads=1, effort=QUICK, looks=(2,))
+    said: list[str] = []
+    found = gate.compare(two(), two(), two_call(2), launcher=launcher, say=said.append)
+    assert found.backends_tried["baseline/openvino"] == "openvino is away"
+    assert found.backends_tried["candidate/eager"].endswith(" ms")
+    assert found.baseline.backend in ("eager", "onnxruntime")
+    assert any("measuring eager, onnxruntime" in line for line in said)
+
+
+def test_a_training_step_can_be_the_objective(launcher: Launcher) -> None:
+    gate = Gate(objective="training", backend="eager", threads=1, effort=QUICK, looks=(2,))
+    found = gate.compare(two(), two(), two_call(4), launcher=launcher)
+    assert found.objective == "training"
+
+
+def test_a_table_has_the_rows_asked_for(launcher: Launcher) -> None:
+    table = GATE.measure(
+        {"narrow": (two(), "eager"), "wide": (two(64), "eager")},
+        [two_call(2)],
+        processes=2,
+        launcher=launcher,
+    )
+    assert [row.name for row in table.rows] == ["narrow", "wide"]
+    assert table.row("narrow").ratio == 1.0
+    assert table.row("narrow").lower == 1.0
+    wide = table.row("wide")
+    assert wide.lower <= wide.ratio <= wide.upper
+    assert wide.p10 <= wide.milliseconds <= wide.p90
+    with pytest.raises(GateError, match="no row 'tall'"):
+        table.row("tall")
+
+
+def test_a_spent_budget_ends_undecided(launcher: Launcher) -> None:
+    gate = Gate(backend="eager", threads=1, effort=QUICK, looks=(6,), budget_seconds=0.001)
+    found = gate.compare(two(), two(), two_call(2), launcher=launcher)
+    assert found.processes == 2
+    assert found.outcome != "accept"
+    assert "time budget" in found.reason
+
+
+def test_inputs_that_do_not_fit_the_model_are_told(launcher: Launcher) -> None:
+    wrong = ((torch.randn(2, 5),), {"scale": torch.ones(2, 1)})
+    with pytest.raises(EsperError):
+        GATE.compare(two(), two(), wrong, launcher=launcher)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "sleep"}, "objective"),
+        ({"backend": "tvm"}, "unknown backend 'tvm'"),
+        ({"delta": -1.0}, "delta"),
+        ({"confidence": 2.0}, "confidence"),
+        ({"threads": 0}, "threads"),
+        ({"budget_seconds": 0}, "budget_seconds"),
+        ({"device": "tpu"}, "device"),
+        ({"looks": (5, 2)}, "looks"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(GateError, match=message):
+        Gate(**options)  # type: ignore[arg-type]
+
+
+def test_a_backend_that_cannot_serve_the_objective_is_an_error(launcher: Launcher) -> None:
+    gate = Gate(objective="training", backend="openvino", threads=1)
+    with pytest.raises(BackendError, match="cannot run a training step"):
+        gate.compare(two(), two(), two_call(2), launcher=launcher)
+
+
+def test_every_backend_is_listed() -> None:
+    assert list(usable_backends(GATE.context)) == ["eager", "inductor", "onnxruntime", "openvino"]

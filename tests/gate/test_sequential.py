@@ -1,0 +1,77 @@
+"""Looks, confirmation and replay."""
+
+from __future__ import annotations
+
+import pytest
+
+from esper.gate.sequential import Conclusion, Draw, advance, exhausted
+from esper.gate.statistics import Rule, Samples
+from tests.gate.support import simulated
+
+RULE = Rule(looks=(3, 6), resamples=500)
+NONE = Samples()
+
+
+def test_it_starts_with_the_first_look() -> None:
+    assert advance(NONE, NONE, RULE) == Draw("search", 3)
+    assert advance(simulated(1), NONE, RULE) == Draw("search", 2)
+
+
+def test_nothing_is_rejected_at_the_first_look() -> None:
+    step = advance(simulated(3, 0.0), NONE, RULE)
+    assert isinstance(step, Conclusion)
+    assert (step.outcome, step.stage, step.decision.processes) == ("reject", "search", 3)
+    assert "does not clear" in step.reason
+
+
+def test_a_find_needs_confirmation_on_other_samples() -> None:
+    found = simulated(3, 0.5)
+    assert advance(found, NONE, RULE) == Draw("confirm", 3)
+    confirmed = advance(found, simulated(3, 0.5, seed=1), RULE)
+    assert isinstance(confirmed, Conclusion)
+    assert (confirmed.outcome, confirmed.stage) == ("accept", "confirm")
+
+
+def test_a_find_that_does_not_repeat_is_rejected_with_the_second_estimate() -> None:
+    step = advance(simulated(3, 0.5), simulated(3, 0.0, seed=1), RULE)
+    assert isinstance(step, Conclusion)
+    assert step.outcome == "reject"
+    assert step.decision.speedup < 1.05
+    assert step.reason.startswith("not confirmed")
+
+
+def test_the_reported_figures_come_from_the_confirmation_alone() -> None:
+    one = advance(simulated(3, 0.5, seed=2), simulated(3, 0.3, seed=1), RULE)
+    two = advance(simulated(3, 0.9, seed=3), simulated(3, 0.3, seed=1), RULE)
+    assert isinstance(one, Conclusion)
+    assert isinstance(two, Conclusion)
+    assert one.decision == two.decision
+
+
+def test_the_cap_ends_in_ambiguous() -> None:
+    # Right at the bar: neither above nor below can be shown.
+    steps = [advance(simulated(6, 0.015, seed=s, noise=0.03), NONE, RULE) for s in range(20)]
+    outcomes = {s.outcome for s in steps if isinstance(s, Conclusion)}
+    assert "ambiguous" in outcomes
+    assert "accept" not in outcomes
+
+
+def test_each_look_spends_an_equal_share_in_advance() -> None:
+    assert RULE.alpha_per_look == pytest.approx(0.005)
+    step = advance(simulated(3, 0.0), NONE, RULE)
+    assert isinstance(step, Conclusion)
+    assert step.decision.alpha == pytest.approx(0.005)
+
+
+def test_samples_beyond_a_decisive_look_change_nothing() -> None:
+    early, late = simulated(3, 0.0), simulated(3, 0.5, seed=9)
+    one, two = advance(early, NONE, RULE), advance(early + late, NONE, RULE)
+    assert one == two
+
+
+def test_running_out_of_time_never_accepts_without_confirmation() -> None:
+    end = exhausted(simulated(3, 0.5), NONE, RULE)
+    assert end.outcome == "ambiguous"
+    assert "Unconfirmed" in end.reason
+    end = exhausted(simulated(3, 0.5), simulated(2, 0.5, seed=1), RULE)
+    assert (end.outcome, end.stage) == ("accept", "confirm")
