@@ -1,0 +1,1 @@
+"""What Esper is measured by; `python -m benchmarks` runs all of it."""

@@ -1,0 +1,75 @@
+"""Run the suites one after the other: `python -m benchmarks [SUITE...]`; `--list` names them.
+
+Each suite writes benchmarks/results/NAME.json with device and versions. Afterwards the figures in
+README.md and docs are those of the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from benchmarks import readme
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A script under benchmarks/ and what it measures."""
+
+    script: str
+    about: str
+    arguments: tuple[str, ...] = ()
+
+
+SUITES = {
+    "exactness": Suite("structure/exactness.py", "cuts against the masked original in float64"),
+    "tightness": Suite(
+        "structure/tightness.py", "pruned graphs against the same models built by hand"
+    ),
+    "scaling": Suite("structure/scaling.py", "analysis, plan and apply against depth"),
+    "minilm": Suite("end_to_end/minilm.py", "MiniLM pruned within 1%, every backend beside it"),
+    "gate_simulation": Suite(
+        "gate/simulate.py",
+        "error rates of the decision rule on simulated noise",
+        ("-o", str(readme.RESULTS / "gate_simulation.json")),
+    ),
+    "gate": Suite("gate/bench_gate.py", "error rates of the gate as it runs here (hours)"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help="default: all, in this order")
+    parser.add_argument("--list", action="store_true", help="name the suites and stop")
+    options = parser.parse_args(argv)
+    if options.list:
+        for name, suite in SUITES.items():
+            print(f"{name:16} {suite.about}")
+        return 0
+    unknown = [name for name in options.suites if name not in SUITES]
+    if unknown:
+        parser.error(f"there is no suite {unknown[0]!r}; suites are {', '.join(SUITES)}")
+    failed = []
+    for name in options.suites or SUITES:
+        suite = SUITES[name]
+        print(f"== {name}: {suite.about}", flush=True)
+        started = time.monotonic()
+        script = readme.ROOT / "benchmarks" / suite.script
+        done = subprocess.run(
+            [sys.executable, str(script), *suite.arguments], cwd=readme.ROOT, check=False
+        )
+        print(f"== {name} took {time.monotonic() - started:.0f} s", flush=True)
+        if done.returncode:
+            failed.append(name)
+    for page in readme.pages():
+        page.write_text(readme.rewrite(page.read_text()))
+    if failed:
+        print(f"error: these suites failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

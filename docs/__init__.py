@@ -1,0 +1,1 @@
+"""Pages, and the scripts that keep what they show true."""
