@@ -88,10 +88,11 @@ class Moments:
         return left.clamp_min(0)
 
 
-def solve(moments: Moments, ridge: float, *, bias: bool) -> Solution:
+def solve(moments: Moments, ridge: float, *, bias: bool, start: Tensor | None = None) -> Solution:
     """The minimiser; without `bias`, b is held at zero.
 
-    With ridge 0 the solution of least norm is taken, as `numpy.linalg.lstsq` does.
+    With ridge 0 the solution of least norm is taken, as `numpy.linalg.lstsq` does. With `start`
+    (O, I) the penalty is on |D - start| instead of |D|: iterated Tikhonov regularisation.
     """
     n = moments.rows
     if bias:
@@ -103,7 +104,10 @@ def solve(moments: Moments, ridge: float, *, bias: bool) -> Solution:
         gram = moments.gram + torch.outer(shift, total) + torch.outer(total, shift)
         gram += n * torch.outer(shift, shift)
         cross = moments.cross + torch.outer(shift, moments.r)
+    if start is not None:
+        cross = cross - gram @ start.T
     weight = _solve(gram, cross, ridge * float(gram.diagonal().mean())).T.contiguous()
+    weight = weight if start is None else weight + start
     if bias:
         return Solution(weight, mean_r - weight @ (mean_x + moments.shift))
     return Solution(weight, torch.zeros_like(moments.r))

@@ -27,7 +27,8 @@ from esper_passes.stream import Moment, Stream, dead_outputs, peak_bytes
 if TYPE_CHECKING:
     from esper.ir.model import Model
 
-_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class _Fit:
     payload: dict[str, torch.Tensor]
     ridge: float
     after: float
+    change: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ class Reconstruct(Pass):
         for name, unfit in found.unfit:
             yield Remark("missed", unfit.code, unfit.reason, name, unfit.remedy)
         goals, remarks = self._affordable(model, found)
-        for beyond in remarks:
-            yield beyond  # noqa: UP028  (whoever drives a pass may send something back)
+        for beyond in remarks:  # noqa: UP028  (drivers may send something back)
+            yield beyond
         if not goals:
             if not (found.unfit or remarks):
                 yield _nothing(found)
@@ -256,17 +258,37 @@ class Reconstruct(Pass):
     def _best(self, model: Model, layer: Affine, moment: Moment) -> _Fit:
         ridges = _RIDGES if self.ridge is None else (self.ridge,)
         has_bias = layer.bias is not None
-        kept = [_fit(model, layer, moment, ridge, has_bias) for ridge in ridges]
-        best = min(kept, key=lambda fit: fit.after)
+        best = self._converged(model, layer, moment, ridges, has_bias)
         if has_bias or self.bias == "keep" or layer.new_bias is None:
             return best
-        grown = [_fit(model, layer, moment, ridge, True) for ridge in ridges]
-        with_bias = min(grown, key=lambda fit: fit.after)
-        return with_bias if with_bias.after < best.after * (1 - self.min_gain) else best
+        grown = self._converged(model, layer, moment, ridges, True)
+        return grown if grown.after < best.after * (1 - self.min_gain) else best
+
+    def _converged(
+        self, model: Model, layer: Affine, moment: Moment, ridges: Sequence[float], bias: bool
+    ) -> _Fit:
+        """Fit, then fit again from there until it pays no more: a second run finds no gain."""
+        best: _Fit | None = None
+        for _ in range(_ROUNDS):
+            start = None if best is None else best.change
+            fits = [_fit(model, layer, moment, ridge, bias, start) for ridge in ridges]
+            fit = min(fits, key=lambda fit: fit.after)
+            if best is not None and not fit.after < best.after * (1 - self.min_gain):
+                break
+            best = fit
+        assert best is not None
+        return best
 
 
-def _fit(model: Model, layer: Affine, moment: Moment, ridge: float, bias: bool) -> _Fit:
-    solution = solve(moment.fit, ridge, bias=bias)
+def _fit(
+    model: Model,
+    layer: Affine,
+    moment: Moment,
+    ridge: float,
+    bias: bool,
+    start: torch.Tensor | None,
+) -> _Fit:
+    solution = solve(moment.fit, ridge, bias=bias, start=start)
     weight = model.tensor(layer.weight)
     assert weight is not None
     old = layer.matrix(weight.detach()).to(torch.float64)
@@ -279,7 +301,7 @@ def _fit(model: Model, layer: Affine, moment: Moment, ridge: float, bias: bool) 
         payload["bias"] = (start + offset).to(weight.dtype if present is None else present.dtype)
         offset = payload["bias"].to(torch.float64) - start
     after = _relative(moment.held, Solution(change, offset), moment.weights)
-    return _Fit(payload, ridge, after)
+    return _Fit(payload, ridge, after, solution.weight)
 
 
 def _relative(moments: Moments, solution: Solution | None, weights: torch.Tensor) -> float:
