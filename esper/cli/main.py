@@ -17,6 +17,7 @@ from esper.cli.options import make_app, run_app
 from esper.errors import UsageError
 
 NAME = "esper"
+_ALIASES = {"e2e": "minilm"}  # end to end: a pretrained model through every backend
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,33 +117,43 @@ def _show(source: Any, *, as_json: bool, svg: str | None) -> int:
 
 def _bench(done: Callable[[int], None]) -> Callable[..., None]:
     def bench(
-        context: typer.Context,
-        suite: Annotated[str, typer.Argument(metavar="SUITE", help="Which, such as gate.")],
+        suite: Annotated[
+            str, typer.Argument(metavar="SUITE", help="Which: gate, e2e, or as in the error.")
+        ],
     ) -> None:
-        """Run a benchmark suite of a source checkout; further arguments go to its script."""
-        script = find_suite(suite)
-        done(subprocess.run([sys.executable, str(script), *context.args], check=False).returncode)
+        """Run a benchmark suite of a source checkout; results go to benchmarks/results."""
+        root = benchmarks_root()
+        known = suites(root)
+        name = _ALIASES.get(suite, suite)
+        if name not in known:
+            from esper.cli.loaders import nearest
+
+            hint = nearest(suite, known) or f"; there is {', '.join(known)}"
+            raise UsageError(f"there is no benchmark suite {suite!r}{hint}")
+        command = [sys.executable, "-m", "benchmarks", name]
+        done(subprocess.run(command, cwd=root, check=False).returncode)
 
     return bench
 
 
-def find_suite(name: str) -> Path:
-    """The script of a benchmark suite. Raises UsageError outside a source checkout."""
+def benchmarks_root() -> Path:
+    """The source checkout that this package is installed from. Raises UsageError without one."""
     import esper
 
-    folder = Path(esper.__file__).resolve().parents[1] / "benchmarks"
-    scripts = {path.parent.name: path for path in sorted(folder.glob("*/bench_*.py"))}
-    if not scripts:
+    root = Path(esper.__file__).resolve().parents[1]
+    if not (root / "benchmarks" / "__main__.py").is_file():
         raise UsageError(
             "the benchmarks come with the source and not with the installed package: run this "
             "from a checkout (pip install -e .)"
         )
-    if name not in scripts:
-        from esper.cli.loaders import nearest
+    return root
 
-        hint = nearest(name, list(scripts)) or f"; there is {', '.join(scripts)}"
-        raise UsageError(f"there is no benchmark suite {name!r}{hint}")
-    return scripts[name]
+
+def suites(root: Path) -> list[str]:
+    """Names of the suites of a checkout."""
+    command = [sys.executable, "-m", "benchmarks", "--list"]
+    listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    return [line.split()[0] for line in listed.stdout.splitlines() if line.strip()]
 
 
 if __name__ == "__main__":

@@ -385,10 +385,7 @@ def make_app(name: str, *commands: Callable[..., Any]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     for command in commands:
-        # A command with a context hands words that it does not know to another program.
-        passes_on = "context" in inspect.signature(command).parameters
-        more = {"allow_extra_args": True, "ignore_unknown_options": True} if passes_on else {}
-        app.command(context_settings=more)(command)
+        app.command()(command)
     return app
 
 

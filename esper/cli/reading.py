@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from dataclasses import dataclass, field
 
 import torch
@@ -103,6 +106,10 @@ def _trace(source: Source, loaded: Loaded, inputs: specs.Inputs, progress: Progr
     dynamic: Dynamic = "static" if source.static else "batch"
     if source.dynamic is not None:
         dynamic = specs.parse_dynamic(source.dynamic)
-    with progress.task("tracing the model"):
-        args, kwargs = inputs.example
-        return trace(loaded.module, args, kwargs, dynamic=dynamic)
+    args, kwargs = inputs.example
+    chatter = io.StringIO()
+    # torch.export prints the whole graph when it fails, which we say in one sentence.
+    with progress.task("tracing the model"), contextlib.redirect_stderr(chatter):
+        model = trace(loaded.module, args, kwargs, dynamic=dynamic)
+    sys.stderr.write(chatter.getvalue())  # what the user's own code printed
+    return model

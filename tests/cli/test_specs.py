@@ -44,7 +44,9 @@ def test_a_specification_gives_tensors_of_that_form() -> None:
 
 def test_a_specification_is_the_same_for_the_same_seed() -> None:
     for text in ("x=float32[4,6]", "x=bfloat16[4,6]", "x=int8[4,6]:100", "x=bool[4,6]"):
-        first, second, other = (make_inputs(text, small(), seed).example[0][0] for seed in (1, 1, 2))
+        first, second, other = (
+            make_inputs(text, small(), seed).example[0][0] for seed in (1, 1, 2)
+        )
         assert torch.equal(first, second)
         assert not torch.equal(first, other)
 
