@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from esper import propose as propose
     from esper.errors import EsperError as EsperError
     from esper.gate.gate import Gate as Gate
-    from esper.gate.gate import Verdict as Verdict
+    from esper.gate.verdict import Verdict as Verdict
     from esper.ir.artifact import load as load
     from esper.ir.artifact import save as save
     from esper.ir.model import Model as Model
@@ -28,7 +28,7 @@ _EXPORTS = {
     "Model": "esper.ir.model",
     "PassManager": "esper.manager",
     "Result": "esper.optimization",
-    "Verdict": "esper.gate.gate",
+    "Verdict": "esper.gate.verdict",
     "load": "esper.ir.artifact",
     "optimize": "esper.optimization",
     "register_axis_rule": "esper.ir.rules",
@@ -36,7 +36,7 @@ _EXPORTS = {
     "trace": "esper.ir.trace",
 }
 
-__all__ = ["propose", *_EXPORTS]
+__all__ = ["propose", *_EXPORTS]  # noqa: PLE0604 - every key is a str
 __version__ = "0.1.0"
 
 

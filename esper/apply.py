@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,16 +117,14 @@ class Applier:
         if isinstance(tensor, torch.nn.Parameter):
             new = torch.nn.Parameter(new, requires_grad=tensor.requires_grad)
         for table, leaf in self._places(tensor):
-            self._journal.add(lambda table=table, leaf=leaf: table.__setitem__(leaf, tensor))
+            self._journal.add(partial(table.__setitem__, leaf, tensor))
             table[leaf] = new
 
     def _drop(self, tensor: torch.Tensor) -> None:
         for table, leaf in self._places(tensor):
             items = list(table.items())
 
-            def undo(
-                table: dict[str, Any] = table, items: list[tuple[str, Any]] = items
-            ) -> None:
+            def undo(table: dict[str, Any] = table, items: list[tuple[str, Any]] = items) -> None:
                 table.clear()
                 table.update(items)  # the old order: names of tied tensors depend on it
 

@@ -298,5 +298,3 @@ def _refused(record: Record, why: Judgement) -> Record:
             "figures": {**record.figures, **why.figures},
         }
     )
-
-

@@ -98,7 +98,7 @@ class PassManager:
             else:
                 self._commit(plan)
                 record = _passed(plan)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever broke is rolled back and recorded
             self.journal.roll_back(mark)
             record = _failed(error, proposal, plan if isinstance(plan, Plan) else None)
             self.instruments.after_failure(self.model, pass_, error)
@@ -129,7 +129,8 @@ class PassManager:
     @contextmanager
     def batch(self) -> Iterator[None]:
         """Generate code once for many proposals. Unlike a transaction it keeps no old tensors:
-        each proposal is final when its `apply` returns."""
+        each proposal is final when its `apply` returns.
+        """
         self._deferred += 1
         try:
             yield

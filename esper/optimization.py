@@ -88,9 +88,9 @@ class Result:
         """A few lines for a person."""
         kinds = [r.kind for r in self.records if r.proposal is not None]
         before, after = self.baseline.nbytes(), self.model.nbytes()
+        passed, missed, failed = map(kinds.count, ("passed", "missed", "failure"))
         lines = [
-            f"{kinds.count('passed')} proposals committed, {kinds.count('missed')} refused, "
-            f"{kinds.count('failure')} failed",
+            f"{passed} proposals committed, {missed} refused, {failed} failed",
             f"parameters and buffers: {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB",
         ]
         if self.quality:
@@ -228,9 +228,7 @@ def _whole(
     if len(accepted) == 1:
         return accepted[0].verdict
     backends = (first_backend, engine.manager.backend)
-    return gate.compare(
-        model, engine.model, inputs, backends=backends, launcher=launcher, say=say
-    )
+    return gate.compare(model, engine.model, inputs, backends=backends, launcher=launcher, say=say)
 
 
 def _one(inputs: Any) -> Batch | None:

@@ -17,7 +17,7 @@ class Record(BaseModel):
     Attributes:
         kind: passed (committed), missed (refused, with reason and remedy), failure (something
             broke and was rolled back), analysis (a remark without a proposal or decision).
-        code: stable short code of the rule or outcome, e.g. `applied`, `frozen-axis`, `gate-reject`.
+        code: stable short code of the rule or outcome: `applied`, `frozen-axis`, `gate-reject`.
         reason: one sentence for a person.
         node: graph node (or ID) at which it was decided, if any.
         remedy: what would help, if anything.

@@ -41,7 +41,7 @@ class Replace:
 
     def text(self) -> str:
         """Deterministic text."""
-        return f"replace {str(self.value.dtype)}{tuple(self.value.shape)} {digest(self.value)}"
+        return f"replace {self.value.dtype}{tuple(self.value.shape)} {digest(self.value)}"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Create:
     def text(self) -> str:
         """Deterministic text."""
         kind = "parameter" if self.trainable else "buffer"
-        return f"create {kind} {str(self.value.dtype)}{tuple(self.value.shape)} {digest(self.value)}"
+        return f"create {kind} {self.value.dtype}{tuple(self.value.shape)} {digest(self.value)}"
 
 
 @dataclass(frozen=True)

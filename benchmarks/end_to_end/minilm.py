@@ -63,8 +63,8 @@ def main() -> None:
         rows,
         command="python benchmarks/end_to_end/minilm.py",
         notes=[
-            f"Passes: `{result.pipeline}`, largest loss {options.max_loss}; they took "
-            f"{seconds:.0f} s.",
+            f"Passes: `{result.pipeline}`, largest loss {options.max_loss}.",
+            f"They took {seconds:.0f} s.",
             f"Best within the budget: {best['model']} on {best['backend']}.",
             "The search judges quality on the same three judgements that are reported here.",
             *refused,

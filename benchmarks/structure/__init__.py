@@ -1,0 +1,1 @@
+"""Benchmarks of structure: scaling, exactness, tightness."""

@@ -64,9 +64,9 @@ def main() -> None:
         rows,
         command="python benchmarks/structure/exactness.py",
         notes=[
-            f"{sum(r['cuts checked'] for r in rows)} cuts, "
-            f"{sum(r['violations'] for r in rows)} violations; tolerance "
-            f"{oracle.TOLERANCE:g} of the largest value."
+            f"{sum(r['cuts checked'] for r in rows)} cuts checked.",
+            f"{sum(r['violations'] for r in rows)} violations.",
+            f"The tolerance is {oracle.TOLERANCE:g} of the largest value.",
         ],
     )
 

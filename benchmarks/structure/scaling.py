@@ -103,8 +103,7 @@ def main() -> None:
         rows,
         command="python benchmarks/structure/scaling.py",
         notes=[
-            f"Seconds grow as layers to the power {exponent:.2f} (1 is linear) from "
-            f"{LAYERS[0]} to {LAYERS[-1]} layers of width 256.",
+            f"At width 256, seconds grow as layers to the power {exponent:.2f} (1 is linear).",
             f"Each row is the median of {options.repeats} fresh processes by total seconds.",
         ],
         exponent=exponent,

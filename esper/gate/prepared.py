@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,11 +23,14 @@ from esper.gate.environment import directory_bytes
 from esper.gate.fidelity import check_fidelity
 from esper.gate.launcher import Launcher
 from esper.gate.sampling import Effort, Sampler
-from esper.gate.transport import on_device
+from esper.gate.transport import ARTIFACT, file_digest, on_device, save_model
 from esper.gate.worker import Contender
 
 PROBE_PROCESSES = 2
 """Fresh processes used to choose a backend. Their samples are not used for the verdict."""
+
+KEPT = 8
+"""Prepared models that a launcher keeps."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,12 @@ class Prepared:
 
 
 class Workshop:
-    """Holds the files of one comparison; leaving it removes them."""
+    """Prepares the models of one comparison.
+
+    What was prepared is kept for as long as the launcher lives, by content, up to `KEPT` models: in
+    a search the baseline of one comparison is the accepted candidate of an earlier one, and some
+    backends compile for a minute.
+    """
 
     def __init__(
         self,
@@ -60,6 +71,8 @@ class Workshop:
         self._files = tempfile.TemporaryDirectory(dir=self._launcher.directory, prefix="files-")
         self._inputs = Path(self._files.name) / "inputs.safetensors"
         save_calls(self._calls, self._inputs)
+        self._store = self._launcher.directory / "prepared"
+        self._store.mkdir(exist_ok=True)
         return self
 
     def __exit__(
@@ -69,6 +82,9 @@ class Workshop:
         trace: TracebackType | None,
     ) -> None:
         self._files.cleanup()
+        by_age = sorted(self._store.iterdir(), key=lambda d: d.stat().st_mtime, reverse=True)
+        for old in by_age[KEPT:]:
+            shutil.rmtree(old)
 
     @property
     def shapes(self) -> list[list[list[int]]]:
@@ -80,16 +96,35 @@ class Workshop:
         if (reason := usable(name, self._context)) is not None:
             raise BackendError(reason)
         self._count += 1
-        directory = Path(self._files.name) / f"{self._count}-{name}"
-        directory.mkdir()
+        artifact = Path(self._files.name) / f"{self._count}.esper"
+        save_model(model, self._calls, artifact)
+        key = [name, file_digest(artifact), repr(self._context)]
+        if name != "eager":
+            key.append(file_digest(self._inputs))
+        directory = self._store / hashlib.blake2b("/".join(key).encode()).hexdigest()[:32]
+        if directory.exists():
+            artifact.unlink()
+            os.utime(directory)
+        else:
+            # Prepared aside and moved, so that a directory that exists is complete.
+            aside = Path(self._files.name) / f"{self._count}-{name}"
+            aside.mkdir()
+            if name == "eager":
+                artifact.rename(aside / ARTIFACT)
+            else:
+                artifact.unlink()
+                self._convert(model, name, aside)
+            aside.rename(directory)
+        return Prepared(name, directory, directory_bytes(directory))
+
+    def _convert(self, model: nn.Module, name: str, directory: Path) -> None:
         found = backend(name)
         found.prepare(model, self._calls, directory, self._context)
-        if name != "eager" and self._context.objective == "inference":
+        if self._context.objective == "inference":
             device = self._context.device
             calls = load_calls(self._inputs, device)
             runner = found.load(directory, calls, self._context)
             check_fidelity(name, on_device(model, device), runner, calls)
-        return Prepared(name, directory, directory_bytes(directory))
 
     def sampler(self, prepared: Sequence[Prepared], seed: int) -> Sampler:
         return Sampler(

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from esper.ir.model import Model
 
 
+ARTIFACT = "model.esper"
+"""Name of the artifact in the directory of an eager model."""
+
+
 def as_model(model: nn.Module, calls: Sequence[Call]) -> Model:
     """The model itself if it is an `esper.Model`, else traced; both sides of a comparison are
     graphs, so that tracing alone is never taken for a speed-up.
@@ -42,7 +46,7 @@ def load_model(path: Path) -> nn.Module:
     """The model in a file written by `save_model`, with memory of its own."""
     from esper.ir import artifact
 
-    known = _PRELOADED.get(_digest(path)) if _PRELOADED else None
+    known = _PRELOADED.get(file_digest(path)) if _PRELOADED else None
     return artifact.load(path) if known is None else with_fresh_memory(known)
 
 
@@ -57,14 +61,15 @@ def preload(path: Path) -> None:
     """
     from esper.ir import artifact
 
-    digest = _digest(path)
+    digest = file_digest(path)
     model = _PRELOADED.pop(digest, None)
     while len(_PRELOADED) >= _PRELOADED_LIMIT:
         del _PRELOADED[next(iter(_PRELOADED))]
     _PRELOADED[digest] = artifact.load(path) if model is None else model
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """A digest of the content of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 

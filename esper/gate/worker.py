@@ -166,14 +166,14 @@ def run_spec(path: Path) -> int:
 
 def prepare_job(path: Path) -> str | None:
     """Load what can be loaded before forking; the reason if that failed."""
-    from esper.gate.transport import preload
+    from esper.gate.transport import ARTIFACT, preload
 
     try:
         spec = Spec.read(path)
         for module in spec.modules:
             importlib.import_module(module)
         for directory in {c.directory for c in spec.contenders if c.backend == "eager"}:
-            preload(Path(directory) / "model.esper")
+            preload(Path(directory) / ARTIFACT)
     except Exception as error:  # noqa: BLE001  (told to the caller)
         return " ".join(str(error).split()) or type(error).__name__
     return None

@@ -155,9 +155,7 @@ def _members(table: AxisTable) -> dict[int, list[Member]]:
     return members
 
 
-def _axes(
-    table: AxisTable, identities: Identities, parameters: set[str]
-) -> dict[str, Axis]:
+def _axes(table: AxisTable, identities: Identities, parameters: set[str]) -> dict[str, Axis]:
     members = _members(table)
     known = {m: name for name, identity in identities.axes.items() for m in identity.members}
     kinds = _kinds(table)
@@ -169,8 +167,7 @@ def _axes(
             (
                 name
                 for name in sorted(names)
-                if name not in found
-                and len(identities.axes[name].unit_ids) == table.sizes[atom]
+                if name not in found and len(identities.axes[name].unit_ids) == table.sizes[atom]
             ),
             None,
         )
@@ -237,7 +234,8 @@ def _kinds(table: AxisTable) -> dict[int, str]:
         for term in terms:
             for product in _products(term):
                 heads = [
-                    f.id for f in product.factors
+                    f.id
+                    for f in product.factors
                     if isinstance(f, Atom) and kinds[f.id] in ("heads", "query-heads", "kv-groups")
                 ]
                 if len(heads) > 1:
@@ -256,8 +254,13 @@ def _products(term: Term) -> list[Product]:
 
 def _name(members: list[Member], kind: str, identities: Identities) -> str:
     modules = [tensor.rpartition(".")[0] for tensor, _, _ in members]
-    producers = list(dict.fromkeys(m for m, (t, dim, _) in zip(modules, members, strict=True)
-                                   if dim == 0 and t.rpartition(".")[2] == "weight"))
+    producers = list(
+        dict.fromkeys(
+            m
+            for m, (t, dim, _) in zip(modules, members, strict=True)
+            if dim == 0 and t.rpartition(".")[2] == "weight"
+        )
+    )
     if kind in ("neurons", "channels", "units") and producers:
         path = producers[0] if len(producers) == 1 else _common(producers) or producers[0]
     else:

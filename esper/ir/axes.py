@@ -170,6 +170,7 @@ class Rules:
 
 
 Rule = Callable[[Rules], Any]
+Tensors = dict[str, tuple[str, tuple[int, ...]]]  # every name -> (first name, shape)
 
 
 def shape_of(value: Any) -> list[Any]:
@@ -182,7 +183,7 @@ def _expression(size: Any) -> Any:
     return int(expr) if expr.is_Integer else expr
 
 
-def analyse(graph: fx.Graph, tensors: dict[str, tuple[str, tuple[int, ...]]], rules: Any) -> AxisTable:
+def analyse(graph: fx.Graph, tensors: Tensors, rules: Any) -> AxisTable:
     """Run the rules over a graph.
 
     Args:
@@ -208,9 +209,7 @@ def analyse(graph: fx.Graph, tensors: dict[str, tuple[str, tuple[int, ...]]], ru
     return _resolve(solver, view, tensor_dims, graph)
 
 
-def _tensor(
-    solver: Solver, seen: dict[str, Dims], node: fx.Node, tensors: dict[str, tuple[str, tuple[int, ...]]]
-) -> Dims | None:
+def _tensor(solver: Solver, seen: dict[str, Dims], node: fx.Node, tensors: Tensors) -> Dims | None:
     if str(node.target) not in tensors:
         return None
     name, shape = tensors[str(node.target)]
@@ -275,9 +274,7 @@ class _Resolver:
             else:
                 number = len(self.table.atoms)
                 self.table.sizes[number] = dim.size if isinstance(dim.size, int) else 0
-                self.table.atoms[number] = AtomInfo(
-                    dim.frozen, dim.coupled, frozenset(dim.roles)
-                )
+                self.table.atoms[number] = AtomInfo(dim.frozen, dim.coupled, frozenset(dim.roles))
                 term = Atom(number)
         elif dim.form == "product":
             term = product([self.term(part) for part in dim.parts])

@@ -59,13 +59,13 @@ def _inline_regions(module: fx.GraphModule) -> None:
                 elif original.op == "output":
                     results = original.args[0]
                 else:
-                    inner[original] = graph.node_copy(original, lambda n: inner[n])
+                    inner[original] = graph.node_copy(original, inner.__getitem__)
             outputs = [inner[result] for result in results]
             if detach:
                 outputs = [_detached(graph, output) for output in outputs]
         for user in list(node.users):
             if user.target is operator.getitem:
-                user.replace_all_uses_with(outputs[user.args[1]])
+                user.replace_all_uses_with(outputs[int(str(user.args[1]))])
                 graph.erase_node(user)
         if node.users:
             node.replace_all_uses_with(outputs[0])
@@ -80,9 +80,7 @@ def _is_live(node: fx.Node) -> bool:
 
 
 def _submodule(node: fx.Node) -> str:
-    return next(
-        str(a.target) for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"
-    )
+    return next(str(a.target) for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr")
 
 
 def _region(node: fx.Node) -> tuple[fx.Node, fx.GraphModule, list[Any], bool] | None:
@@ -124,8 +122,7 @@ def functional_variant(target: Any) -> Any | None:
         return None
     name = target._schema.name.split("::")[1]
     packet = getattr(aten, name[:-1], None) if name.endswith("_") else None
-    overload = getattr(packet, target._overloadname, None) if packet is not None else None
-    return overload
+    return getattr(packet, target._overloadname, None) if packet is not None else None
 
 
 def _functionalize(graph: fx.Graph) -> None:
@@ -150,8 +147,9 @@ def _is_view(node: fx.Node) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return target is operator.getitem
-    return any(a.alias_info is not None and not a.alias_info.is_write for a in
-               target._schema.arguments)
+    return any(
+        a.alias_info is not None and not a.alias_info.is_write for a in target._schema.arguments
+    )
 
 
 def _shares_storage(node: fx.Node) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import fnmatch
 import warnings
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import torch
 from torch import fx
@@ -66,7 +67,7 @@ class Model(fx.GraphModule):
         with warnings.catch_warnings():
             # PyTorch warns when its own tree specifications are copied.
             warnings.simplefilter("ignore", FutureWarning)
-            result = super().__deepcopy__(memo)
+            result: Self = super().__deepcopy__(memo)  # type: ignore[assignment]
         result.meta[_KEY] = self._data.copy()
         for name, module in self.named_modules():
             result.get_submodule(name).training = module.training
@@ -142,7 +143,7 @@ class Model(fx.GraphModule):
 
     def mark_stale(self) -> None:
         """Regenerate code at the next call: edits in a batch then cost one code generation."""
-        type(self).forward = _refresh_and_forward  # type: ignore[method-assign]
+        type(self).forward = _refresh_and_forward
 
     def refresh(self) -> None:
         """Regenerate code now if edits made it stale."""
@@ -227,7 +228,7 @@ class Model(fx.GraphModule):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Device literals and the dtypes of floating-point inputs follow the parameters."""
         before = self.all_tensors()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = dict(self.all_tensors())
         devices = {t.device for t in after.values()}
         if len(devices) == 1 and devices != {t.device for _, t in before}:
@@ -252,10 +253,24 @@ class Model(fx.GraphModule):
 
         return PassManager(self).plan(proposal)
 
-    def apply(self, proposal: Proposal) -> tuple[Model, Record]:
-        """A changed copy and its record; on refusal the copy is unchanged and the record says why."""
-        from esper.manager import PassManager
+    @overload
+    def apply(self, proposal: Proposal) -> tuple[Model, Record]: ...
 
+    @overload
+    def apply(self, proposal: Callable[[torch.nn.Module], None]) -> Self: ...
+
+    def apply(
+        self, proposal: Proposal | Callable[[torch.nn.Module], None]
+    ) -> tuple[Model, Record] | Self:
+        """A changed copy and its record; on refusal an unchanged copy, and the record says why.
+
+        A function is called on every submodule instead, as `nn.Module.apply` does.
+        """
+        from esper.manager import PassManager
+        from esper.propose import ProposalBase
+
+        if not isinstance(proposal, ProposalBase):
+            return super().apply(proposal)
         changed = copy.deepcopy(self)
         return changed, PassManager(changed).apply(proposal)
 

@@ -33,7 +33,8 @@ def set_path(node: fx.Node, path: Path, value: Any) -> None:
         if isinstance(container, dict):
             return {**container, steps[0]: put(container[steps[0]], steps[1:])}
         items = list(container)
-        items[steps[0]] = put(items[steps[0]], steps[1:])  # type: ignore[call-overload,index]
+        at = int(steps[0])
+        items[at] = put(items[at], steps[1:])
         return tuple(items) if isinstance(container, tuple) else items
 
     if isinstance(path[0], str):

@@ -20,6 +20,7 @@ from esper.ir.terms import kept_index, size_of
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
+    from esper.ir.terms import IntArray
 
 aten = torch.ops.aten
 
@@ -37,10 +38,10 @@ def masked_reference(model: Model, removed: Mapping[str, Sequence[int]]) -> Mode
     """
     reference = copy.deepcopy(model)
     table, axes = reference.table, reference.anatomy.axes
-    keep = {
-        axes[name].atom: np.setdiff1d(np.arange(axes[name].size), axes[name].positions(tuple(units)))
-        for name, units in removed.items()
-    }
+    keep: dict[int, IntArray] = {}
+    for name, units in removed.items():
+        axis = axes[name]
+        keep[axis.atom] = np.setdiff1d(np.arange(axis.size), axis.positions(tuple(units)))
     nodes = reference.nodes
     by_node: dict[str, list[Use]] = {}
     for use in table.uses:

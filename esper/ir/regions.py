@@ -199,6 +199,9 @@ def _branch(flow: Dataflow, merge: fx.Node, x: Any, f: Any) -> _Region | None:
     entering = {i for n in nodes for i in n.all_input_nodes if i in flow.trunk} - inside
     if x not in entering or not _single_entry(flow, x, entering, inside):
         return None
+    # Uses that reach no output (a write into a view) are not in the post-dominator tree.
+    if any(user not in inside for n in nodes if n is not f for user in flow.uses(n)):
+        return None
     matrices = [n for n in nodes if flow.reads_matrix(n)]
     if not matrices:
         return None

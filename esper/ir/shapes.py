@@ -28,12 +28,18 @@ def same_value(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(same_value, a, b))
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return a.dtype == b.dtype and _sizes(a) == _sizes(b) and a.device == b.device
+        return a.dtype == b.dtype and sizes(a) == sizes(b) and a.device == b.device
     return type(a) is type(b)
 
 
-def _sizes(value: torch.Tensor) -> list[Any]:
-    return [s if isinstance(s, int) else str(s.node.expr) for s in value.shape]
+def sizes(value: torch.Tensor) -> list[Any]:
+    """Sizes of a value: ints, and text for symbolic ones."""
+    shape: list[Any] = list(value.shape)
+    return [s if isinstance(s, int) else _text(s.node.expr) for s in shape]
+
+
+def _text(expression: Any) -> int | str:
+    return int(expression) if expression.is_Integer else str(expression)
 
 
 def describe(value: Any) -> str:
@@ -41,7 +47,7 @@ def describe(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "(" + ", ".join(map(describe, value)) + ")"
     if isinstance(value, torch.Tensor):
-        return str(value.dtype).removeprefix("torch.") + str(_sizes(value)).replace("'", "")
+        return str(value.dtype).removeprefix("torch.") + str(sizes(value)).replace("'", "")
     return type(value).__name__ if value is not None else "none"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import os
 import traceback
@@ -92,23 +93,19 @@ def _dynamic_shapes(
 ) -> Any:
     if dynamic == "static":
         return None
-    import inspect
-
     auto = torch.export.Dim.AUTO
     names = list(inspect.signature(module.forward).parameters)
     extra = dynamic if isinstance(dynamic, Mapping) else {}
     unknown = set(extra) - set(names)
     if unknown:
-        raise TraceError(
-            f"no input is called {sorted(unknown)[0]!r}; the inputs are {', '.join(names)}"
-        )
+        raise TraceError(f"no input is called {min(unknown)!r}; the inputs are {', '.join(names)}")
 
     def spec(name: str, value: Any) -> Any:
         def leaf(item: Any) -> Any:
             if not isinstance(item, torch.Tensor) or item.ndim == 0:
                 return None
             wanted = {0, *(d % item.ndim for d in extra.get(name, ()))}
-            return {d: auto for d in sorted(wanted)}
+            return dict.fromkeys(sorted(wanted), auto)
 
         return pytree.tree_map(leaf, value)
 
@@ -124,20 +121,13 @@ def _export(
 ) -> fx.GraphModule:
     dynamic = None
     if spec is not None:
-        import inspect
-
-        names = list(inspect.signature(module.forward).parameters)
+        parameters = inspect.signature(module.forward).parameters
+        names = list(parameters)
         positional = spec["args"]
-        variadic = any(
-            p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values()
-        )
+        variadic = [p.name for p in parameters.values() if p.kind is p.VAR_POSITIONAL]
         dynamic = dict(spec["kwargs"])
         if variadic and positional:
-            first = next(
-                p.name
-                for p in inspect.signature(module.forward).parameters.values()
-                if p.kind is p.VAR_POSITIONAL
-            )
+            first = variadic[0]
             fixed = names.index(first)
             dynamic.update(zip(names[:fixed], positional[:fixed], strict=True))
             dynamic[first] = tuple(positional[fixed:])
@@ -214,12 +204,11 @@ def _build(exported: fx.GraphModule) -> Model:
         _slim(node)
         if node.op == "get_attr" and _missing(holder, str(node.target)):
             value = _fetch(exported, str(node.target))
+            owner, leaf = _owner(holder, str(node.target)), str(node.target).rpartition(".")[2]
             if isinstance(value, torch.Tensor):  # a constant made while tracing
-                _owner(holder, str(node.target)).register_buffer(
-                    str(node.target).rpartition(".")[2], value.detach().clone()
-                )
+                owner.register_buffer(leaf, value.detach().clone())
             else:
-                setattr(_owner(holder, str(node.target)), str(node.target).rpartition(".")[2], value)
+                setattr(owner, leaf, value)
     _read_everything(exported.graph, [name for name, _ in named])
     return Model(holder, exported.graph)
 
@@ -274,7 +263,7 @@ def _slim(node: fx.Node) -> None:
         module = ""
     source = _source(node.meta.get("stack_trace") or "")
     val = node.meta.get("val")
-    kept = {key: node.meta[key] for key in ("modes", "counter") if key in node.meta}
+    kept: dict[str, Any] = {k: node.meta[k] for k in ("modes", "counter") if k in node.meta}
     node.meta = {"val": val, "module": module.removeprefix("L__self__."), "source": source, **kept}
 
 
@@ -383,11 +372,11 @@ def _check_dynamic(model: Model, spec: Any) -> None:
         return
     for node in model.graph.nodes:
         value = node.meta.get("val")
-        if node.op == "placeholder" and isinstance(value, torch.Tensor) and value.ndim:
-            if isinstance(value.shape[0], int) or value.shape[0].node.expr.is_Integer:
-                model.notes.append(
-                    f"dimension 0 of input {node.name} is fixed at {int(value.shape[0])}: "
-                    f"the model's code does not allow another size"
-                )
-
-
+        if node.op != "placeholder" or not isinstance(value, torch.Tensor) or not value.ndim:
+            continue
+        size = shapes.sizes(value)[0]
+        if isinstance(size, int):
+            model.notes.append(
+                f"dimension 0 of input {node.name} is fixed at {size}: "
+                f"the model's code does not allow another size"
+            )

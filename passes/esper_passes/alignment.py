@@ -52,8 +52,8 @@ def best_size(model: Model, axis: Axis, wanted: int) -> Size:
     if not nodes:
         return Size(wanted)
     sizes = {wanted, *(min(axis.size, -(-wanted // m) * m) for m in _MULTIPLES)}
-    key = (tuple(_key(node, axis, model) for node in nodes), axis.size, wanted, _device(model))
-    key = (*key, torch.get_num_threads())
+    shapes = tuple(_key(node, axis, model) for node in nodes)
+    key = (shapes, axis.size, wanted, _device(model), torch.get_num_threads())
     if key not in _CACHE:
         _CACHE[key] = _measure(model, axis, nodes, sorted(sizes))
     times = _CACHE[key]
@@ -93,8 +93,14 @@ def _key(node: fx.Node, axis: Axis, model: Model) -> Any:
     weight = model.tensor(str(node.args[1].target))  # type: ignore[union-attr]
     assert weight is not None
     shape = tuple(_concrete(node.args[0].meta["val"].shape))  # type: ignore[union-attr]
-    return (str(node.target), shape, tuple(weight.shape), str(weight.dtype), node.args[3:],
-            tuple(_dims(model, node, axis)))
+    return (
+        str(node.target),
+        shape,
+        tuple(weight.shape),
+        str(weight.dtype),
+        node.args[3:],
+        tuple(_dims(model, node, axis)),
+    )
 
 
 def _device(model: Model) -> str:
@@ -105,9 +111,7 @@ def _concrete(shape: Any) -> list[int]:
     return [s if isinstance(s, int) else int(s.node.hint or 1) for s in shape]
 
 
-def _measure(
-    model: Model, axis: Axis, nodes: list[fx.Node], sizes: list[int]
-) -> dict[int, float]:
+def _measure(model: Model, axis: Axis, nodes: list[fx.Node], sizes: list[int]) -> dict[int, float]:
     """Median milliseconds of the nodes together at each size, sizes in random order per round."""
     calls = {size: [_call(model, node, axis, size) for node in nodes] for size in sizes}
     shuffle = random.Random(0)

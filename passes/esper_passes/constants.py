@@ -48,9 +48,7 @@ def folded_biases(model: Model, axis: Axis, gone: Sequence[int]) -> Folded:
     if not all(_adds_linearly(consumer) for consumer in consumers):
         return result
     values = [_constants(model, consumer.args[0]) for consumer in consumers]
-    known = [
-        unit for unit in gone if all(v is not None and bool(v[1][unit]) for v in values)
-    ]
+    known = [unit for unit in gone if all(v is not None and bool(v[1][unit]) for v in values)]
     known = [unit for unit in known if any(v is not None and v[0][unit] != 0 for v in values)]
     if not known:
         return result
@@ -66,9 +64,9 @@ def _adds_linearly(node: fx.Node) -> bool:
         return True
     if node.target not in _CONVOLUTIONS:
         return False
-    padding = node.args[4] if len(node.args) > 4 else [0]
-    groups = node.args[6] if len(node.args) > 6 else 1
-    return groups == 1 and not any(padding)  # type: ignore[arg-type]
+    padding: Any = node.args[4] if len(node.args) > 4 else 0
+    groups: Any = node.args[6] if len(node.args) > 6 else 1
+    return bool(groups == 1 and padding in (0, [0], [0, 0], [0, 0, 0]))
 
 
 def _constants(model: Model, node: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -105,8 +103,10 @@ def _absorb(
     assert isinstance(read, fx.Node)
     weight = model.tensor(str(read.target))
     assert weight is not None
-    columns = weight.detach()[:, units].double().flatten(2).sum(-1) if weight.ndim > 2 else (
-        weight.detach()[:, units].double()
+    columns = (
+        weight.detach()[:, units].double().flatten(2).sum(-1)
+        if weight.ndim > 2
+        else (weight.detach()[:, units].double())
     )
     extra = columns @ value[units].double()
     bias_node = node.args[2] if len(node.args) > 2 else None

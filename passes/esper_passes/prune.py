@@ -13,6 +13,7 @@ from esper.propose import PruneUnits
 from esper_passes import saliency
 from esper_passes.alignment import best_size
 from esper_passes.cost import unit_costs
+from esper_passes.saliency import Scores
 
 if TYPE_CHECKING:
     from esper.ir.anatomy import Axis
@@ -117,7 +118,7 @@ class Prune(Pass):
             return kinds
         return [axis for axis in every if fnmatch.fnmatchcase(axis.id, self.axes)]
 
-    def _scores(self, model: Model, axes: list[Axis], context: Context) -> saliency.Scores:
+    def _scores(self, model: Model, axes: list[Axis], context: Context) -> Scores:
         if self.saliency == "magnitude":
             return saliency.magnitude(model, axes)
         if self.saliency == "random":
@@ -127,7 +128,7 @@ class Prune(Pass):
             return saliency.activation(model, axes, batches)
         return saliency.taylor(model, axes, context, self.name)
 
-    def _keep(self, model: Model, axes: list[Axis], scores: saliency.Scores) -> dict[str, int]:
+    def _keep(self, model: Model, axes: list[Axis], scores: Scores) -> dict[str, int]:
         if self.scope == "local":
             return {a.id: max(1, a.size - int(a.size * self.ratio)) for a in axes}
         costs = unit_costs(model, axes)

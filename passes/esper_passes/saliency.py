@@ -117,12 +117,14 @@ class _Watch(fx.Interpreter):
 
 
 def _weight_energy(model: Model, node: fx.Node, size: int) -> torch.Tensor:
-    dim = _WEIGHTED.get(node.target)  # type: ignore[arg-type]
+    target: Any = node.target
+    dim = _WEIGHTED.get(target)
     read = node.args[-1 if node.target is aten.addmm.default else 1] if dim is not None else None
     if not isinstance(read, fx.Node) or read.op != "get_attr":
         return torch.ones(size, dtype=torch.float64)
     weight = model.tensor(str(read.target))
-    assert weight is not None and dim is not None
+    assert weight is not None
+    assert dim is not None
     rest = [d for d in range(weight.ndim) if d != dim]
     along = weight.detach().double().square().sum(rest).cpu()
     return along if len(along) == size else torch.ones(size, dtype=torch.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from esper.instruments import Stack, Stats
-from tests.instruments.support import Shrink, model, record
+from tests.instruments.support import model, record
 
 
 def run() -> Stats:

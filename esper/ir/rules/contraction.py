@@ -135,8 +135,6 @@ def _convolved(r: Rules, x: Dims, weight: Dims, out: Any, batched: bool) -> Dims
     return [*x[: start - 1], out, *spatial]
 
 
-
-
 TABLE: dict[Any, Rule] = {
     aten.linear.default: linear,
     aten.matmul.default: matmul,

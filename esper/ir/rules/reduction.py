@@ -21,9 +21,7 @@ def _chosen(r: Rules, rank: int) -> list[int]:
 def _reduced(r: Rules, dims: Dims, chosen: list[int]) -> Dims:
     keep = r.arg(2, "keepdim", False)
     return [
-        r.fresh(1) if i in chosen else dim
-        for i, dim in enumerate(dims)
-        if keep or i not in chosen
+        r.fresh(1) if i in chosen else dim for i, dim in enumerate(dims) if keep or i not in chosen
     ]
 
 
