@@ -88,7 +88,8 @@ class Result:
         """A few lines for a person."""
         kinds = [r.kind for r in self.records if r.proposal is not None]
         before, after = self.baseline.nbytes(), self.model.nbytes()
-        passed, missed, failed = map(kinds.count, ("passed", "missed", "failure"))
+        passed, missed = kinds.count("passed"), kinds.count("missed")
+        failed = kinds.count("failure")
         lines = [
             f"{passed} proposals committed, {missed} refused, {failed} failed",
             f"parameters and buffers: {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB",
