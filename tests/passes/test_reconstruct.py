@@ -198,7 +198,7 @@ def test_kept_values_outlive_their_last_use() -> None:
     "layer",
     [
         nn.Conv2d(4, 6, 3, stride=2, padding=1),
-        nn.Conv2d(4, 6, (3, 2), dilation=(2, 1), padding="same"),
+        nn.Conv2d(4, 6, (3, 5), dilation=(2, 1), padding="same"),
         nn.Conv2d(4, 6, 1, stride=2, bias=False),
         nn.Conv1d(4, 6, 3, padding=2, dilation=2),
         nn.Conv1d(4, 6, 4, padding="valid"),
