@@ -46,11 +46,11 @@ def load_model(path: Path) -> nn.Module:
     """The model in a file written by `save_model`, with memory of its own."""
     from esper.ir import artifact
 
-    known = _PRELOADED.get(file_digest(path)) if _PRELOADED else None
+    known = _PRELOADED.get(_version(path))
     return artifact.load(path) if known is None else with_fresh_memory(known)
 
 
-_PRELOADED: dict[str, nn.Module] = {}
+_PRELOADED: dict[tuple[str, int, int], nn.Module] = {}
 _PRELOADED_LIMIT = 4
 
 
@@ -61,11 +61,16 @@ def preload(path: Path) -> None:
     """
     from esper.ir import artifact
 
-    digest = file_digest(path)
-    model = _PRELOADED.pop(digest, None)
+    version = _version(path)
+    model = _PRELOADED.pop(version, None)
     while len(_PRELOADED) >= _PRELOADED_LIMIT:
         del _PRELOADED[next(iter(_PRELOADED))]
-    _PRELOADED[digest] = artifact.load(path) if model is None else model
+    _PRELOADED[version] = artifact.load(path) if model is None else model
+
+
+def _version(path: Path) -> tuple[str, int, int]:
+    status = path.stat()
+    return str(path), status.st_size, status.st_mtime_ns
 
 
 def file_digest(path: Path) -> str:

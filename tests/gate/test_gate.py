@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,11 @@ from torch import nn
 import esper.gate.prepared
 from esper.errors import BackendError, EsperError, GateError
 from esper.gate.backends import usable
+from esper.gate.backends.onnxruntime import OnnxRuntime
 from esper.gate.gate import Gate, usable_backends
+from esper.gate.inputs import normalise
 from esper.gate.launcher import Launcher
+from esper.gate.prepared import Workshop
 from esper.gate.statistics import Rule
 from esper.gate.verdict import Verdict
 from tests.gate.support import QUICK, Two, two_call
@@ -159,3 +164,27 @@ def test_a_backend_that_cannot_serve_the_objective_is_an_error(launcher: Launche
 
 def test_every_backend_is_listed() -> None:
     assert list(usable_backends(GATE.context)) == ["eager", "inductor", "onnxruntime", "openvino"]
+
+
+def test_prepared_models_are_kept_by_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[str] = []
+    real = OnnxRuntime.prepare
+
+    def counted(self: OnnxRuntime, *args: Any) -> None:
+        prepared.append(self.name)
+        real(self, *args)
+
+    monkeypatch.setattr(OnnxRuntime, "prepare", counted)
+    model, other, (calls, weights) = two(), two(9), normalise(two_call(2))
+    with Launcher() as own:
+        for _ in range(2):
+            with Workshop(own, calls, weights, GATE.context, QUICK, ()) as shop:
+                one = shop.prepare(model, "onnxruntime")
+                assert shop.prepare(copy.deepcopy(model), "onnxruntime") == one
+                assert shop.prepare(other, "onnxruntime") != one
+        assert len(prepared) == 2
+        with torch.no_grad():
+            next(model.parameters()).add_(1.0)
+        with Workshop(own, calls, weights, GATE.context, QUICK, ()) as shop:
+            assert shop.prepare(model, "onnxruntime") != one
+        assert len(prepared) == 3

@@ -27,13 +27,13 @@ class Eager:
     def prepare(
         self, model: nn.Module, calls: Sequence[Call], directory: Path, context: Context
     ) -> None:
-        from esper.gate.transport import save_model
+        from esper.gate.transport import ARTIFACT, save_model
 
-        save_model(model, calls, directory / "model.esper")
+        save_model(model, calls, directory / ARTIFACT)
 
     def load(self, directory: Path, calls: Sequence[Call], context: Context) -> Runner:
-        from esper.gate.transport import load_model
+        from esper.gate.transport import ARTIFACT, load_model
 
-        model = load_model(directory / "model.esper")
+        model = load_model(directory / ARTIFACT)
         model.to(context.device)
         return model.train() if context.objective == "training" else model.eval()

@@ -53,9 +53,9 @@ class Inductor:
         self, model: nn.Module, calls: Sequence[Call], directory: Path, context: Context
     ) -> None:
         if context.objective == "training":
-            from esper.gate.transport import save_model
+            from esper.gate.transport import ARTIFACT, save_model
 
-            save_model(model, calls, directory / "model.esper")
+            save_model(model, calls, directory / ARTIFACT)
             return
         model = copy.deepcopy(model).to(context.device).eval()
         # Inductor tunes the number of parallel chunks to the threads it sees while compiling.
@@ -75,9 +75,9 @@ class Inductor:
 
     def load(self, directory: Path, calls: Sequence[Call], context: Context) -> Runner:
         if context.objective == "training":
-            from esper.gate.transport import load_model
+            from esper.gate.transport import ARTIFACT, load_model
 
-            model = load_model(directory / "model.esper").to(context.device).train()
+            model = load_model(directory / ARTIFACT).to(context.device).train()
             return cast(nn.Module, torch.compile(model, dynamic=len(calls) > 1))
         package: Any = torch._inductor.aoti_load_package(str(directory / "model.pt2"))
         return cast(Runner, package)
