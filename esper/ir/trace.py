@@ -270,13 +270,16 @@ def _slim(node: fx.Node) -> None:
 def _source(stack_trace: str) -> str:
     """`file.py:12: code` of the innermost user line."""
     lines = [line.strip() for line in stack_trace.strip().splitlines()]
-    for i in range(len(lines) - 1, -1, -1):
-        if lines[i].startswith("File "):
-            path, _, rest = lines[i].removeprefix('File "').partition('", line ')
-            number = rest.partition(",")[0]
-            code = lines[i + 1] if i + 1 < len(lines) else ""
-            return f"{os.path.basename(path)}:{number}: {code}"
-    return ""
+    frames = [i for i, line in enumerate(lines) if line.startswith('File "')]
+    if not frames:
+        return ""
+    library = f'File "{os.path.dirname(torch.__file__)}{os.sep}'
+    own = [i for i in frames if not lines[i].startswith(library)]
+    chosen = (own or frames)[-1]  # a layer of PyTorch says less than the line that calls it
+    path, _, rest = lines[chosen].removeprefix('File "').partition('", line ')
+    number = rest.partition(",")[0]
+    code = lines[chosen + 1] if chosen + 1 < len(lines) else ""
+    return f"{os.path.basename(path)}:{number}: {code}"
 
 
 def _note_modes(model: Model, other: fx.GraphModule, training: bool) -> None:
