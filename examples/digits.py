@@ -37,10 +37,11 @@ _MEAN, _DEVIATION = (
 class DigitNet(nn.Module):
     """3x3 convolutions, each with ReLU and halved resolution, then one hidden layer.
 
-    Takes [N, 1, 28, 28], gives logits [N, 10]. Odd resolutions are halved downwards.
+    Takes [N, 1, 28, 28], gives logits [N, 10]. Odd resolutions are halved downwards. `names` are
+    those of the two parts, as the state dict has them.
     """
 
-    def __init__(self, widths: tuple[int, ...], hidden: int) -> None:
+    def __init__(self, widths: tuple[int, ...], hidden: int, names: tuple[str, str]) -> None:
         super().__init__()
         stages: list[nn.Module] = []
         for width_in, width in zip((1, *widths), widths, strict=False):
@@ -50,37 +51,44 @@ class DigitNet(nn.Module):
                 nn.MaxPool2d(2),
             ]
         side = 28 // 2 ** len(widths)
-        self.stages = nn.Sequential(*stages)
-        self.hidden = nn.Linear(widths[-1] * side * side, hidden)
-        self.out = nn.Linear(hidden, 10)
+        self.add_module(names[0], nn.Sequential(*stages))
+        flat = nn.Linear(widths[-1] * side * side, hidden)
+        self.add_module(names[1], nn.Sequential(flat, nn.ReLU(), nn.Linear(hidden, 10)))
 
     def forward(self, images: Tensor) -> Tensor:
-        features = torch.flatten(self.stages(images), 1)
-        logits: Tensor = self.out(torch.relu(self.hidden(features)))
+        features, classifier = self.children()
+        logits: Tensor = classifier(torch.flatten(features(images), 1))
         return logits
 
 
-def digit_recognizer_factory() -> nn.Module:
+def digit_recognizer_architecture() -> nn.Module:
     """digit-recognizer-py: 3 convolutions of 32, 64, 128, hidden layer of 256; 390k parameters."""
-    return load_in_order(DigitNet((32, 64, 128), 256), assets.digit_recognizer_weights())
+    return DigitNet((32, 64, 128), 256, ("conv_layers", "fc_layers")).eval()
+
+
+def ccexam_architecture() -> nn.Module:
+    """ccexam's MNIST model: 2 convolutions of 32 and 64, hidden layer of 128; 422k parameters."""
+    return DigitNet((32, 64), 128, ("features", "classifier")).eval()
+
+
+def digit_recognizer_factory() -> nn.Module:
+    """`digit_recognizer_architecture` with its published weights."""
+    return load(digit_recognizer_architecture(), assets.digit_recognizer_weights())
 
 
 def ccexam_factory() -> nn.Module:
-    """ccexam's MNIST model: 2 convolutions of 32 and 64, hidden layer of 128; 422k parameters."""
-    return load_in_order(DigitNet((32, 64), 128), assets.ccexam_weights("mnist"))
+    """`ccexam_architecture` with its published weights."""
+    return load(ccexam_architecture(), assets.ccexam_weights("mnist"))
 
 
-def load_in_order(module: nn.Module, path: Path) -> nn.Module:
-    """Fill `module` from a state dict whose names differ but whose order is the same; eval mode.
-
-    Raises `InputError` when number or shapes disagree.
-    """
+def load(module: nn.Module, path: Path) -> nn.Module:
+    """Fill `module` from a state dict; eval mode. Raises `InputError` when it does not fit."""
     state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  tensors only
-    own = module.state_dict()
-    theirs = list(state.values())
-    if [tuple(value.shape) for value in own.values()] != [tuple(v.shape) for v in theirs]:
-        raise InputError(f"{path.name} does not hold the tensors of {type(module).__name__}")
-    module.load_state_dict(dict(zip(own, theirs, strict=True)))
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        name = type(module).__name__
+        raise InputError(f"{path.name} does not hold the tensors of {name}") from error
     return module.eval()
 
 

@@ -55,4 +55,4 @@ def test_logit_error_and_nan() -> None:
 
 def test_weights_of_another_architecture_are_refused() -> None:
     with pytest.raises(InputError, match=r"svhn\.pth does not hold the tensors of DigitNet"):
-        digits.load_in_order(digits.DigitNet((32, 64), 128), assets.ccexam_weights("svhn"))
+        digits.load(digits.ccexam_architecture(), assets.ccexam_weights("svhn"))
