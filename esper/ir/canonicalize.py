@@ -2,7 +2,8 @@
 
 Guards and metadata assertions go, `no_grad` regions are inlined behind `detach`, in-place
 element-wise ops become functional where nothing else sees the mutation, `split` and `chunk`
-state their sizes, and attention states its scale.
+state their sizes, slices count from the front, squeezes name what goes, and attention states its
+scale.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ def canonicalize(module: fx.GraphModule) -> None:
     _drop_checks(module)
     _functionalize(module.graph)
     _state_sizes(module.graph)
+    _state_bounds(module.graph)
+    _state_squeezed(module.graph)
     _state_scale(module.graph)
     module.graph.lint()
 
@@ -166,6 +169,34 @@ def _state_sizes(graph: fx.Graph) -> None:
         if all(isinstance(size, int) for size in sizes):
             node.target = aten.split_with_sizes.default
             node.args, node.kwargs = (node.args[0], sizes, dim), {}
+
+
+def _state_bounds(graph: fx.Graph) -> None:
+    """Slice bounds count from the front where the dim is static: from the end they would move."""
+    for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
+        arguments: list[Any] = [*node.args, *([0, None, None][len(node.args) - 1 :])]
+        dim, bounds = arguments[1], arguments[2:4]
+        size = node.args[0].meta["val"].shape[dim]
+        negative = [isinstance(bound, int) and bound < 0 for bound in bounds]
+        if isinstance(size, int) and any(negative):
+            bounds = [
+                max(bound + size, 0) if below else bound
+                for bound, below in zip(bounds, negative, strict=True)
+            ]
+            node.args = (*arguments[:2], *bounds, *arguments[4:])
+
+
+def _state_squeezed(graph: fx.Graph) -> None:
+    """A squeeze names the dims that go: an axis cut down to one unit must not go with them."""
+    for target in (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims):
+        for node in graph.find_nodes(op="call_function", target=target):
+            shape = node.args[0].meta["val"].shape
+            named = node.args[1] if len(node.args) > 1 else list(range(len(shape)))
+            dims = [
+                d for d in (named if isinstance(named, (list, tuple)) else [named])
+                if len(shape) > 0 and isinstance(shape[d], int) and shape[d] == 1
+            ]
+            node.target, node.args = aten.squeeze.dims, (node.args[0], dims)
 
 
 def _state_scale(graph: fx.Graph) -> None:

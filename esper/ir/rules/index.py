@@ -26,11 +26,16 @@ def slice_tensor(r: Rules) -> Dims:
         r.freeze(dims[dim], "sliced with a step or a symbolic bound")
         dims[dim] = r.fresh(after, "sliced with a step or a symbolic bound")
         return dims
+    if any(isinstance(bound, int) and bound < 0 for bound in (start, end)):
+        # Such a bound moves with every unit behind it; canonicalisation leaves none.
+        r.freeze(dims[dim], "sliced with a bound that counts from the end")
+        dims[dim] = r.fresh(after, "sliced with a bound that counts from the end")
+        return dims
     if isinstance(start, torch.fx.Node) or isinstance(end, torch.fx.Node):
         r.freeze(dims[dim], "sliced at a place computed at run time")
         dims[dim] = r.fresh(after, "sliced at a place computed at run time")
         return dims
-    begin = min(max(start or 0, -size) % size if (start or 0) < 0 else start or 0, size)
+    begin = min(start or 0, size)
     sizes = [begin, after, size - begin - after]
     parts = r.split(dims[dim], [s for s in sizes if s])
     before = parts[:1] if begin else []

@@ -134,6 +134,9 @@ def squeeze(r: Rules) -> Dims:
     """squeeze of all, one or several dims of size 1."""
     dims, sizes = r.of(r.arg(0)), r.shape(r.arg(0))
     chosen = range(len(dims)) if r.arg(1, "dim") is None else _listed(r.arg(1, "dim"))
+    for d in chosen:
+        if sizes[d] != 1:  # canonicalisation leaves none
+            r.freeze(dims[d], "would be squeezed away if one unit were left")
     drop = {d % len(dims) for d in chosen if sizes[d] == 1}
     return [dim for i, dim in enumerate(dims) if i not in drop]
 
