@@ -14,6 +14,7 @@ from torch import fx
 from esper.ir import modes, shapes
 from esper.ir.anatomy import Anatomy, Identities
 from esper.ir.axes import AxisTable, analyse
+from esper.ir.ports import read_ports
 from esper.ir.rules import REGISTRY
 
 if TYPE_CHECKING:
@@ -227,15 +228,19 @@ class Model(fx.GraphModule):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Device literals and the dtypes of floating-point inputs follow the parameters."""
-        before = self.all_tensors()
+        # Parameters change in place, so what they were must be noted first.
+        before = {name: (t.dtype, t.device) for name, t in self.all_tensors()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = dict(self.all_tensors())
         devices = {t.device for t in after.values()}
-        if len(devices) == 1 and devices != {t.device for _, t in before}:
-            modes.set_device(self.graph, next(iter(devices)))
-        dtypes = {t.dtype: after[n].dtype for n, t in before if t.dtype != after[n].dtype}
-        if dtypes or devices != {t.device for _, t in before}:
-            shapes.move_inputs(self, dtypes, next(iter(devices)) if len(devices) == 1 else None)
+        moved = devices != {device for _, device in before.values()}
+        device = next(iter(devices)) if len(devices) == 1 else None
+        if moved and device is not None:
+            modes.set_device(self.graph, device)
+        dtypes = {old: after[n].dtype for n, (old, _) in before.items() if old != after[n].dtype}
+        if dtypes or moved:
+            shapes.move_inputs(self, dtypes, device)
+            self.ports = read_ports(self)
             self.recompile()
         return self
 
