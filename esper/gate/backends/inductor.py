@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from esper.errors import BackendError
 from esper.gate.backends.base import Call, Context, Runner, export
@@ -61,7 +62,7 @@ class Inductor:
         # Inductor tunes the number of parallel chunks to the threads it sees while compiling.
         with _threads(context.threads), _quiet(), torch.no_grad():
             try:
-                program = export(model, calls)
+                program = _plain_outputs(export(model, calls))
                 torch._inductor.aoti_compile_and_package(
                     program, package_path=str(directory / "model.pt2")
                 )
@@ -81,6 +82,17 @@ class Inductor:
             return cast(nn.Module, torch.compile(model, dynamic=len(calls) > 1))
         package: Any = torch._inductor.aoti_load_package(str(directory / "model.pt2"))
         return cast(Runner, package)
+
+
+def _plain_outputs(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program with its outputs as a tuple of leaves, changed in place.
+
+    A package names the class of its output (a `ModelOutput`, say), and a process that has not
+    imported the library of that class cannot load it.
+    """
+    signature: Any = program.module_call_graph[0].signature
+    signature.out_spec = pytree.tree_structure(tuple(range(signature.out_spec.num_leaves)))
+    return program
 
 
 @contextmanager
