@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--suffix", default="", help="told apart by, for example, load")
+    parser.add_argument("--conditions", default="", help="what else ran, for the record")
     parser.add_argument("--cell", action="append", help="only this cell (repeatable)")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
@@ -50,6 +51,7 @@ def main() -> None:
             drawn = Samples(tuple(sampler.draw() for _ in range(options.processes)))
         record = {
             "cell": cell.name,
+            "conditions": options.conditions,
             "environment": environment(gate.context, ["eager"]).model_dump(),
             "samples": [[[round(v, 4) for v in row] for row in b] for b in drawn.to_lists()],
         }

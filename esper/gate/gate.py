@@ -19,7 +19,7 @@ from esper.gate.inputs import Inputs, normalise
 from esper.gate.launcher import Launcher
 from esper.gate.prepared import Prepared, Workshop
 from esper.gate.sampling import Effort, Sampler
-from esper.gate.sequential import Conclusion, advance, exhausted
+from esper.gate.sequential import Conclusion, Stage, advance
 from esper.gate.statistics import Rule, Samples
 from esper.gate.verdict import Recorded, Side, Verdict
 
@@ -45,7 +45,8 @@ class Gate:
         delta: least speed-up worth having, 0.01 = 1%; the A/A noise may raise it.
         confidence: of the one-sided bound that must clear the bar.
         threads: intra-op threads, the same for every contender; None: torch's setting here.
-        budget_seconds: no new process starts after this; the verdict is then `ambiguous`.
+        budget_seconds: no new process starts that would end after this, counted from the call; the
+            rule then judges what there is. Conversion for a backend counts, but is not cut short.
         seed: fixes orders and resampling, not the clock.
         device: `cpu` or `cuda`.
         effort: how much each process measures.
@@ -146,7 +147,7 @@ class Gate:
                     shop.fastest(candidate, "candidate", tried, self.seed, say),
                 )
             sampler = shop.sampler([sides[0], sides[0], sides[1]], self.seed)
-            search, confirm, end = self._sample(sampler, started + self.budget_seconds, say)
+            search, confirm, end = self._sample(sampler, started, say)
         samples = confirm if end.stage == "confirm" else search
         medians = np.exp(np.median(np.concatenate(samples.processes), axis=0)) * 1e3
         figures = end.decision
@@ -197,24 +198,30 @@ class Gate:
         return measure_rows(self, models, inputs, processes, launcher, say)
 
     def _sample(
-        self, sampler: Sampler, deadline: float, say: Say
+        self, sampler: Sampler, started: float, say: Say
     ) -> tuple[Samples, Samples, Conclusion]:
-        stages = {"search": Samples(), "confirm": Samples()}
+        """Draw processes until the rule concludes or time is over.
+
+        The search may use half of the time, so that what it finds can still be confirmed.
+        """
+        drawn: dict[Stage, Samples] = {"search": Samples(), "confirm": Samples()}
+        share: dict[Stage, float] = {"search": 0.5, "confirm": 1.0}
+        ended: set[Stage] = set()
         slowest = 0.0
         while True:
-            step = advance(stages["search"], stages["confirm"], self.rule)
+            step = advance(drawn["search"], drawn["confirm"], self.rule, ended)
             if isinstance(step, Conclusion):
-                return stages["search"], stages["confirm"], step
-            for number in range(step.count):
+                return drawn["search"], drawn["confirm"], step
+            stage = step.stage
+            total = len(drawn[stage]) + step.count
+            while len(drawn[stage]) < total:
                 begun = time.monotonic()
-                enough = len(stages["search"]) >= 2
-                if enough and begun + slowest > deadline:
-                    end = exhausted(stages["search"], stages["confirm"], self.rule)
-                    return stages["search"], stages["confirm"], end
-                total = len(stages[step.stage]) + step.count - number
-                say(f"{step.stage}: process {len(stages[step.stage]) + 1} of {total}")
-                drawn = Samples((sampler.draw(),))
-                stages[step.stage] = stages[step.stage] + drawn
+                late = begun + slowest > started + share[stage] * self.budget_seconds
+                if late and (stage == "confirm" or len(drawn["search"]) >= 2):
+                    ended.add(stage)
+                    break
+                say(f"{stage}: process {len(drawn[stage]) + 1} of {total}")
+                drawn[stage] = drawn[stage] + Samples((sampler.draw(),))
                 slowest = max(slowest, time.monotonic() - begun)
 
 

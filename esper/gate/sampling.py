@@ -33,7 +33,7 @@ class Effort:
     warmup_seconds: float = 0.15
     visit_seconds: float = 0.001
     min_rounds: int = 16
-    max_rounds: int = 40
+    max_rounds: int = 120
     settle: bool = True
     timeout: float = 300.0
 

@@ -8,6 +8,7 @@ that got the change selected; what an early stop of the confirmation leaves is m
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,46 +36,50 @@ class Conclusion:
     reason: str
 
 
-def judge(samples: Samples, rule: Rule, stage: Stage) -> Draw | Conclusion:
-    """One stage: the next draw, or what its looks so far conclude."""
+def judge(samples: Samples, rule: Rule, stage: Stage, ended: bool = False) -> Draw | Conclusion:
+    """One stage: the next draw, or what its looks so far conclude.
+
+    When no more samples can be had (`ended`), the next look is taken early at its own share of the
+    error budget; that is sound, since the clock does not know the estimate.
+    """
+    found: Decision | None = None
     for look in rule.looks:
-        if len(samples) < look:
+        enough = len(samples) >= look
+        early = ended and not enough and len(samples) >= 2
+        if early and found is not None and found.processes == len(samples):
+            return _conclude(found, stage, early=True)
+        if not enough and not early:
             return Draw(stage, look - len(samples))
         found = decide(samples.first(look), rule, rule.alpha_per_look, horizon=rule.looks[-1])
-        if found.call != "continue":
-            return _conclude(found, stage)
+        if early or found.call != "continue":
+            return _conclude(found, stage, early=early)
+    assert found is not None  # a rule has at least one look
     return _conclude(found, stage)
 
 
-def advance(search: Samples, confirm: Samples, rule: Rule) -> Draw | Conclusion:
-    """Next draw, or the conclusion, given all samples so far.
+def advance(
+    search: Samples, confirm: Samples, rule: Rule, ended: Collection[Stage] = ()
+) -> Draw | Conclusion:
+    """Next draw, or the conclusion, given all samples so far and the stages whose time is over.
 
-    A function of the samples only: replaying a recorded verdict is calling this with its samples.
+    A function of its arguments only: replaying a recorded verdict is calling this with its samples
+    and both stages ended.
     """
-    step = judge(search, rule, "search")
+    step = judge(search, rule, "search", "search" in ended)
     if isinstance(step, Draw) or step.outcome != "accept":
         return step
-    return judge(confirm, rule, "confirm")
+    second = judge(confirm, rule, "confirm", "confirm" in ended)
+    if isinstance(second, Draw) and "confirm" in ended:
+        reason = f"{OUT_OF_TIME}{step.reason.removesuffix('.')}, but not confirmed."
+        return replace(step, outcome="ambiguous", reason=reason)
+    return second
 
 
-def exhausted(search: Samples, confirm: Samples, rule: Rule) -> Conclusion:
-    """The conclusion when time ends before the next look: that look is taken early, at its own
-    share of the error budget, which is sound since the clock does not know the estimate.
-
-    Only a confirmation can still accept.
-    """
-    early = "the time budget ended early; "
-    if len(confirm) >= 2:
-        end = _conclude(decide(confirm, rule, rule.alpha_per_look), "confirm")
-        return replace(end, reason=early + end.reason)
-    end = _conclude(decide(search, rule, rule.alpha_per_look), "search")
-    if end.outcome == "accept":
-        end = replace(end, outcome="ambiguous", reason=_undecided(end.decision) + " Unconfirmed.")
-    return replace(end, reason=early + end.reason)
+OUT_OF_TIME = "the time budget ended early; "
 
 
-def _conclude(found: Decision, stage: Stage) -> Conclusion:
-    before = "" if stage == "search" else "not confirmed: "
+def _conclude(found: Decision, stage: Stage, early: bool = False) -> Conclusion:
+    before = (OUT_OF_TIME if early else "") + ("" if stage == "search" else "not confirmed: ")
     if found.call == "reject":
         return Conclusion("reject", found, stage, before + _below(found))
     if found.call == "continue":

@@ -84,7 +84,7 @@ class Rule:
 
     delta: float = 0.01
     confidence: float = 0.99
-    looks: tuple[int, ...] = (3, 6, 12)
+    looks: tuple[int, ...] = (3, 6, 12, 24)
     resamples: int = 2000
     seed: int = 0
     noise_quantile: float = 0.95

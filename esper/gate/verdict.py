@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from esper.errors import GateError
-from esper.gate.sequential import Conclusion, advance, exhausted
+from esper.gate.sequential import Conclusion, Draw, Outcome, Stage, advance
 from esper.gate.statistics import Rule, Samples
 
 
@@ -56,7 +56,7 @@ class Verdict(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    outcome: Literal["accept", "reject", "ambiguous"]
+    outcome: Outcome
     reason: str
     speedup: float
     lower: float
@@ -65,7 +65,7 @@ class Verdict(BaseModel):
     p_sign: float
     delta_effective: float
     noise: float
-    stage: Literal["search", "confirm"]
+    stage: Stage
     processes: int
     rounds: int
     seconds: float
@@ -110,8 +110,11 @@ class Verdict(BaseModel):
 
 
 def replay(search: Samples, confirm: Samples, rule: Rule) -> Conclusion:
-    """The conclusion `rule` draws from recorded samples."""
-    if len(search) < 2:
+    """The conclusion `rule` draws from recorded samples.
+
+    Raises GateError for samples of fewer than two processes.
+    """
+    step = advance(search, confirm, rule, ended=("search", "confirm"))
+    if isinstance(step, Draw):
         raise GateError("a verdict needs recorded samples of at least 2 processes.")
-    step = advance(search, confirm, rule)
-    return step if isinstance(step, Conclusion) else exhausted(search, confirm, rule)
+    return step

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from esper.gate.sequential import Conclusion, Draw, advance, exhausted
+from esper.gate.sequential import Conclusion, Draw, Stage, advance
 from esper.gate.statistics import Rule, Samples
 from tests.gate.support import simulated
 
 RULE = Rule(looks=(3, 6), resamples=500)
 NONE = Samples()
+SEARCH: tuple[Stage, ...] = ("search",)
 
 
 def test_it_starts_with_the_first_look() -> None:
@@ -69,9 +70,33 @@ def test_samples_beyond_a_decisive_look_change_nothing() -> None:
     assert one == two
 
 
-def test_running_out_of_time_never_accepts_without_confirmation() -> None:
-    end = exhausted(simulated(3, 0.5), NONE, RULE)
-    assert end.outcome == "ambiguous"
-    assert "Unconfirmed" in end.reason
-    end = exhausted(simulated(3, 0.5), simulated(2, 0.5, seed=1), RULE)
+def test_running_out_of_time_takes_the_next_look_early() -> None:
+    both: tuple[Stage, ...] = ("search", "confirm")
+    assert isinstance(advance(simulated(1, 0.5), NONE, RULE, ended=both), Draw)
+    assert advance(simulated(2, 0.5), NONE, RULE, ended=SEARCH) == Draw("confirm", 3)
+    end = advance(simulated(2, 0.5), simulated(2, 0.5, seed=1), RULE, ended=both)
+    assert isinstance(end, Conclusion)
     assert (end.outcome, end.stage) == ("accept", "confirm")
+
+
+@pytest.mark.parametrize("confirmed", [0, 1])
+def test_running_out_of_time_never_accepts_without_confirmation(confirmed: int) -> None:
+    end = advance(
+        simulated(3, 0.5), simulated(confirmed, 0.5, seed=1), RULE, ended=("search", "confirm")
+    )
+    assert isinstance(end, Conclusion)
+    assert (end.outcome, end.stage) == ("ambiguous", "search")
+    assert "not confirmed" in end.reason
+
+
+def test_a_look_is_not_taken_twice() -> None:
+    """Time that ends right at an undecided look adds nothing to its error budget."""
+    undecided = next(
+        s
+        for seed in range(50)
+        if advance(s := simulated(3, 0.02, seed=seed, noise=0.04), NONE, RULE) == Draw("search", 3)
+    )
+    end = advance(undecided, NONE, RULE, ended=SEARCH)
+    assert isinstance(end, Conclusion)
+    assert end.outcome == "ambiguous"
+    assert end.reason.startswith("the time budget ended early")
