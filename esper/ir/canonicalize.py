@@ -193,7 +193,8 @@ def _state_squeezed(graph: fx.Graph) -> None:
             shape = node.args[0].meta["val"].shape
             named = node.args[1] if len(node.args) > 1 else list(range(len(shape)))
             dims = [
-                d for d in (named if isinstance(named, (list, tuple)) else [named])
+                d
+                for d in (named if isinstance(named, (list, tuple)) else [named])
                 if len(shape) > 0 and isinstance(shape[d], int) and shape[d] == 1
             ]
             node.target, node.args = aten.squeeze.dims, (node.args[0], dims)
