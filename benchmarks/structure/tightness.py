@@ -56,7 +56,8 @@ def bert(small: bool) -> nn.Module:
         intermediate_size=1024 if small else 1536,
         vocab_size=1000,
     )
-    return BertModel(config, add_pooling_layer=False).eval()
+    module: nn.Module = BertModel(config, add_pooling_layer=False)
+    return module.eval()
 
 
 def llama(small: bool) -> nn.Module:
@@ -74,7 +75,8 @@ def llama(small: bool) -> nn.Module:
         vocab_size=1000,
         use_cache=False,
     )
-    return LlamaModel(config).eval()
+    module: nn.Module = LlamaModel(config)
+    return module.eval()
 
 
 def convnet(small: bool) -> nn.Module:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import torch
+from pydantic import BaseModel
 from torch import fx
 
 from esper.ir import modes, shapes
@@ -272,9 +273,8 @@ class Model(fx.GraphModule):
         A function is called on every submodule instead, as `nn.Module.apply` does.
         """
         from esper.manager import PassManager
-        from esper.propose import ProposalBase
 
-        if not isinstance(proposal, ProposalBase):
+        if not isinstance(proposal, BaseModel):  # proposals are pydantic models
             return super().apply(proposal)
         changed = copy.deepcopy(self)
         return changed, PassManager(changed).apply(proposal)
