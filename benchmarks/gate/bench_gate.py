@@ -67,19 +67,23 @@ def calibrate(cell: Cell, target: float, gate: Gate, launcher: Launcher, process
     base, low, high = fastest([plain, cell.build(small), cell.build(large)], cell.call(), rounds)
     # Time is linear in the rows, above a constant for the extra ops.
     slope = (high - low) / (large - small)
-    rows = max(8, round(small + (base * target - low) / slope))
-    table = gate.measure(
-        {"ballast": (cell.build(rows), "eager"), "plain": (plain, "eager")},
-        [cell.call()],
-        processes=processes,
-        launcher=launcher,
-    )
-    row = table.row("plain")
-    print(
-        f"{cell.name}, aim {target}: {rows} rows of ballast on {base * 1e3:.3f} ms, "
-        f"true ratio {row.ratio:.4f} [{row.lower:.4f}, {row.upper:.4f}]",
-        flush=True,
-    )
+    rows = max(1, round(small + (base * target - low) / slope))
+    for attempt in range(3):
+        table = gate.measure(
+            {"ballast": (cell.build(rows), "eager"), "plain": (plain, "eager")},
+            [cell.call()],
+            processes=processes,
+            launcher=launcher,
+        )
+        row = table.row("plain")
+        print(
+            f"{cell.name}, aim {target}: {rows} rows of ballast on {base * 1e3:.3f} ms, "
+            f"true ratio {row.ratio:.4f} [{row.lower:.4f}, {row.upper:.4f}]",
+            flush=True,
+        )
+        if row.lower <= target <= row.upper or attempt == 2:
+            break
+        rows = max(1, rows + round((target - row.ratio) * base / slope))
     return Change(cell.name, target, rows, row.ratio, row.lower, row.upper, table.processes)
 
 

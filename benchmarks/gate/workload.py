@@ -1,8 +1,8 @@
 """Models for measuring the gate itself: two networks, two shapes each, and ballast.
 
-A true change is made, not assumed: the baseline is the network plus a matrix product whose result
-is added with factor zero, the candidate is the network without it. Size sets the ratio, a long
-run establishes what it is.
+A true change is made, not assumed: the baseline is the network plus a matrix product with zeros,
+one element of which is added to the output; the candidate is the network without it. Its size sets
+the ratio, a long run establishes what that is.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Ballasted(nn.Module):
         self.inner = inner
         self.rows = rows
         self.register_buffer("left", torch.randn(max(rows, 1), WIDTH))
-        self.register_buffer("right", torch.randn(WIDTH, WIDTH))
+        self.register_buffer("right", torch.zeros(WIDTH, WIDTH))
 
     def burdened(self, output: torch.Tensor) -> torch.Tensor:
         if not self.rows:
             return output
         left, right = self.get_buffer("left"), self.get_buffer("right")
-        return output + (left @ right).mean() * 0.0
+        return output + (left @ right)[0, 0]
 
 
 class Encoder(Ballasted):
