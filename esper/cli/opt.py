@@ -79,7 +79,7 @@ def _optimise(options: Options, command: str) -> int:
         )
         sys.stdout.write(text + "\n")
     elif not options.quiet:
-        render.show(result, session.notes, written)
+        render.show(result, session.notes, written, everything=options.verbose)
     sys.stdout.flush()
     return 0
 

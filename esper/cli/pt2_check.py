@@ -122,7 +122,8 @@ def sanitise(program: Any, where: str) -> dict[str, Any]:
     if not isinstance(program, dict) or not isinstance(program.get("graph_module"), dict):
         raise InputError(f"{where} is not an exported program: its graph description is malformed")
     program = dict(program)
-    program["guards_code"] = []
+    if "guards_code" in program:
+        program["guards_code"] = []
     program["graph_module"] = {**program["graph_module"], "metadata": {}}
     cleaned = _clean(program, "", where)
     assert isinstance(cleaned, dict)

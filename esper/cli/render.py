@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -17,43 +16,38 @@ _WORDS = {"passed": "kept", "missed": "refused", "failure": "failed", "analysis"
 _STYLES = {"passed": "green", "missed": "yellow", "failure": "red", "analysis": "dim"}
 
 
-def summary(result: Result, notes: Sequence[str], written: str | None, *, width: int) -> str:
-    """Text for a person: one row per decision, then the whole.
+def show(
+    result: Result, notes: Sequence[str], written: str | None, *, everything: bool = False
+) -> None:
+    """Print the summary to standard output, in colour on a terminal.
 
     Args:
         notes: sentences, printed last.
         written: path of the model that was written, or None.
-        width: of the terminal, in characters.
+        everything: analyses too, and no grouping of long lists.
     """
-    from rich.console import Console
-
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=width, highlight=False)
-    _print(console, result, notes, written)
-    return buffer.getvalue()
-
-
-def show(result: Result, notes: Sequence[str], written: str | None) -> None:
-    """Print `summary` to standard output, in colour on a terminal."""
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, 120))
-    _print(console, result, notes, written)
+    _print(console, result, notes, written, everything)
 
 
-def _print(console: Any, result: Result, notes: Sequence[str], written: str | None) -> None:
+def _print(
+    console: Any, result: Result, notes: Sequence[str], written: str | None, everything: bool
+) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    if result.records:
+    shown = rows(result.records, everything=everything)
+    if shown:
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         table.add_column("pass", no_wrap=True)
         table.add_column("verdict", no_wrap=True)
         table.add_column("what", overflow="fold", ratio=2)
         table.add_column("why", overflow="fold", ratio=3)
-        for record, count in rows(result.records):
+        for record, count in shown:
             word = _WORDS[record.kind] + (f" x{count}" if count > 1 else "")
             table.add_row(
                 Text(record.pass_name or "user"),
@@ -73,8 +67,11 @@ def _print(console: Any, result: Result, notes: Sequence[str], written: str | No
         console.print(Text(f"note: {note}", style="dim"))
 
 
-def rows(records: Sequence[Record]) -> list[tuple[Record, int]]:
-    """Records with how many they stand for: long lists are grouped by pass, verdict and code."""
+def rows(records: Sequence[Record], *, everything: bool = False) -> list[tuple[Record, int]]:
+    """Decisions with how many they stand for: long lists are grouped by pass, verdict and code."""
+    if everything:
+        return [(record, 1) for record in records]
+    records = [record for record in records if record.kind != "analysis"]
     if len(records) <= _MOST_ROWS:
         return [(record, 1) for record in records]
     counts = Counter((r.pass_name, r.kind, r.code) for r in records)

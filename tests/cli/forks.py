@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,11 +69,11 @@ class Server:
             assert stream is not None
             stream.close()
 
-    def start(self, argv: list[str], stdin: str = os.devnull) -> Run:
-        """Fork a run of `esper-opt` with these arguments."""
+    def start(self, argv: list[str], stdin: str = os.devnull, largest: int = -1) -> Run:
+        """Fork a run of `esper-opt`; `largest` limits the bytes of every file that it writes."""
         self._count += 1
         stderr = self._folder / f"stderr{self._count}.txt"
-        message = {"argv": argv, "stdin": stdin, "stderr": str(stderr)}
+        message = {"argv": argv, "stdin": stdin, "stderr": str(stderr), "largest": largest}
         stream = self._stream(self._process.stdin)
         stream.write((json.dumps(message) + "\n").encode())
         stream.flush()
@@ -118,7 +119,7 @@ def _serve(warm: list[str]) -> None:
         _say(status=os.waitstatus_to_exitcode(status))
 
 
-def _child(request: dict[str, str]) -> None:
+def _child(request: dict[str, Any]) -> None:
     from esper.cli.opt import main
 
     code = 70
@@ -127,6 +128,7 @@ def _child(request: dict[str, str]) -> None:
         sys.stdin = open(0)  # noqa: SIM115 - it lives as long as the process
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(request["stderr"], os.O_WRONLY | os.O_CREAT), 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest"], request["largest"]))
         code = main(list(request["argv"]))
         sys.stdout.flush()
         sys.stderr.flush()

@@ -16,9 +16,11 @@ import torch
 import esper
 from esper.cli.shell import descendants
 from tests.cli.forks import Run, Server
-from tests.cli.support import exported, saved, small
+from tests.cli.support import assert_one_sentence, exported, saved, small
 
 X = torch.linspace(-1, 1, 24).reshape(4, 6)
+# Alignment is given, since the default is measured and may keep everything.
+PRUNE = ["-p", "prune{ratio=0.5 align=1}", "--no-gate"]
 
 USER = """
 import pathlib, time
@@ -70,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    warm = ["model.pt2", "-p", "prune{ratio=0.5}", "--no-gate", "-o", "warm.pt2"]
+    warm = ["model.pt2", *PRUNE, "-o", "warm.pt2"]
     with Server(folder, warm) as server:
         yield server
 
@@ -78,8 +80,8 @@ def server(folder: Path) -> Iterator[Server]:
 PHASES: dict[str, list[str]] = {
     "inputs": ["model.pt2", "--no-gate", "-O0", "--inputs", "user.py:inputs"],
     "trace": ["weights.pt", "--model", "user.py:Slow", "--inputs", "x=float32[4,6]", "-O0"],
-    "eval": ["model.pt2", "--no-gate", "-p", "prune{ratio=0.5}", "--eval", "user.py:score"],
-    "finetune": ["model.pt2", "--no-gate", "-p", "prune{ratio=0.5}", "--finetune", "user.py:tune"],
+    "eval": ["model.pt2", *PRUNE, "--eval", "user.py:score"],
+    "finetune": ["model.pt2", *PRUNE, "--finetune", "user.py:tune"],
 }
 
 
@@ -153,7 +155,7 @@ def test_a_signal_while_reading(server: Server, folder: Path, number: signal.Sig
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_measuring(server: Server, folder: Path, number: signal.Signals) -> None:
-    argv = ["model.pt2", "-p", "prune{ratio=0.5}", "--backend", "eager"]
+    argv = ["model.pt2", "-p", "prune{ratio=0.5 align=1}", "--backend", "eager"]
 
     def measuring(run: Run) -> bool:
         return len(descendants(run.pid)) >= 2  # the measuring server and a measured process
@@ -181,10 +183,23 @@ def _syscall(pid: int) -> str:
         return ""
 
 
+@pytest.mark.parametrize("suffix", [".esper", ".pt2"])
+def test_a_file_that_cannot_be_finished(server: Server, folder: Path, suffix: str) -> None:
+    """A limit on the size of files stops the write half-way, as a full disk does."""
+    output = folder / f"limited{suffix}"
+    output.write_bytes(b"the old file")
+    argv = ["model.esper", "--inputs", "x=float32[4,6]", "-O0", "--no-gate", "-o", output.name]
+    run = server.start(argv, largest=1000)
+    assert run.wait() == 2
+    assert "File too large" in run.stderr
+    assert_one_sentence(run.stderr)
+    assert output.read_bytes() == b"the old file"
+    assert not list(folder.glob("*.tmp"))
+
+
 # -- kill -9 ---------------------------------------------------------------------------------------
 
 KILLS = 50
-PRUNE = ["-p", "prune{ratio=0.5}", "--no-gate"]
 
 
 def _hidden(path: Path) -> int:

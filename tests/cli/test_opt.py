@@ -18,7 +18,8 @@ from tests.cli.support import assert_one_sentence, exported, saved, small
 
 Capture = pytest.CaptureFixture[str]
 X = torch.linspace(-1, 1, 24).reshape(4, 6)
-PRUNE = ["-p", "prune{ratio=0.5}", "--no-gate"]
+# Alignment is given, since the default is measured and may keep everything.
+PRUNE = ["-p", "prune{ratio=0.5 align=1}", "--no-gate"]
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +203,8 @@ def test_graphs_are_printed_and_dumped(model: str, tmp_path: Path, capsys: Captu
     dumps = tmp_path / "dumps"
     run(model, *PRUNE, "--print-ir-before", "--print-ir-after=change", "--dump-dir", str(dumps))
     err = capsys.readouterr().err
-    assert "; IR before pass 0: prune{ratio=0.5}" in err
-    assert "; IR after pass 0: prune{ratio=0.5}" in err
+    assert "; IR before pass 0: prune{ratio=0.5 align=1}" in err
+    assert "; IR after pass 0: prune{ratio=0.5 align=1}" in err
     assert sorted(path.name for path in dumps.iterdir()) == ["000_prune.txt", "input.txt"]
     assert main([model, *PRUNE, "--dump-dir", str(dumps)]) == 2
     assert "earlier run" in capsys.readouterr().err
@@ -217,7 +218,7 @@ def test_the_bisect_limit(model: str, capsys: Capture) -> None:
 
 
 def test_the_seed(model: str, capsys: Capture) -> None:
-    argv = [model, "-p", "prune{ratio=0.5 saliency=random}", "--no-gate"]
+    argv = [model, "-p", "prune{ratio=0.5 align=1 saliency=random}", "--no-gate"]
 
     def cut(seed: str) -> Any:
         records = run_json(capsys, *argv, "--seed", seed)["records"]

@@ -20,6 +20,8 @@ from tests.cli.support import (
 )
 
 Capture = pytest.CaptureFixture[str]
+# Alignment is given, since the default is measured and may keep everything.
+PRUNE = ["-p", "prune{ratio=0.5 align=1}", "--no-gate"]
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +249,7 @@ def test_evaluations_that_go_wrong(
     output = tmp_path / "out.pt2"
     output.write_bytes(b"old")
     message = fails(
-        capsys, 2, model, "-p", "prune{ratio=0.5}", "--no-gate", "--eval", f"{path}:{name}",
+        capsys, 2, model, *PRUNE, "--eval", f"{path}:{name}",
         "-o", str(output),
     )  # fmt: skip
     assert expected in message
@@ -256,7 +258,7 @@ def test_evaluations_that_go_wrong(
 
 def test_a_training_that_raises(model: str, tmp_path: Path, capsys: Capture) -> None:
     path = script(tmp_path, "def tune(module):\n    raise RuntimeError('out of luck')\n")
-    argv = [model, "-p", "prune{ratio=0.5}", "--no-gate", "--finetune", f"{path}:tune"]
+    argv = [model, *PRUNE, "--finetune", f"{path}:tune"]
     assert "out of luck, at user_code.py:2" in fails(capsys, 2, *argv)
 
 
@@ -287,8 +289,21 @@ def test_a_full_disk(model: str, tmp_path: Path, capsys: Capture) -> None:
     for option in ("--records", "--report"):
         target = tmp_path / option.strip("-")
         target.symlink_to("/dev/full")
-        argv = [model, "-p", "prune{ratio=0.5}", "--no-gate", option, str(target)]
+        argv = [model, *PRUNE, option, str(target)]
         assert "No space left on device" in fails(capsys, 2, *argv)
+
+
+def test_a_disk_with_too_little_space(
+    model: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    output = tmp_path / "out.pt2"
+    message = fails(capsys, 2, model, *PRUNE, "-o", str(output))
+    assert "the disk has" in message
+    assert not output.exists()
 
 
 def test_strict_without_success(model: str, tmp_path: Path, capsys: Capture) -> None:
