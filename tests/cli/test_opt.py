@@ -329,15 +329,17 @@ def test_options_reach_the_gate() -> None:
     assert Session.prepare(bare, "").gate() is None
 
 
-def test_a_measured_run_refuses_what_does_not_pay(
+def test_a_measured_run_writes_what_the_gate_decided(
     model: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    """A change of nothing: half of eight neurons, judged against a bar of ten times."""
     output = tmp_path / "out.esper"
-    argv = ["-p", "eliminate-dead,fold-constants", "--backend", "eager", "-o", str(output)]
-    found = run_json(capsys, model, *argv, "--progress", "never")
-    assert found["committed"] == 0
-    assert esper.load(output).nbytes() == found["bytes"][0]
+    argv = ["-p", "prune{ratio=0.5 align=1}", "--backend", "eager", "--budget-seconds", "1"]
+    found = run_json(capsys, model, *argv, "--progress", "never", "-o", str(output))
+    (judgement,) = found["judgements"]
+    assert judgement["figures"]["milliseconds_before"] > 0
+    assert found["committed"] == int(judgement["accepted"])
+    width = 4 if judgement["accepted"] else 8
+    assert esper.load(output).get_parameter("first.weight").shape == (width, 6)
 
 
 # -- rewrites that break ---------------------------------------------------------------------------
