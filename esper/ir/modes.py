@@ -72,9 +72,9 @@ def _count(graph: fx.Graph, node: fx.Node, counter: str, training: bool) -> bool
                 read = existing[0]
             else:
                 read = graph.get_attr(counter)
-                read.meta = {"val": None, "module": node.meta.get("module", "")}
+                read.meta = {"val": None, "module": node.meta.get("module", ""), "source": ""}
             add = graph.call_function(aten.add_.Tensor, (read, 1))
-            add.meta = {"val": read.meta.get("val"), "module": node.meta.get("module", "")}
+            add.meta = {**read.meta, "module": node.meta.get("module", "")}
         return True
     if not training and present:
         for add in present:

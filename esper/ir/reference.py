@@ -168,7 +168,7 @@ def group_norm(
     """Group norm over the channels where `mask` holds."""
     grouped = x.reshape(x.shape[0], groups, -1)
     kept = mask.expand(x.shape).reshape(grouped.shape)
-    count = kept.sum(-1, keepdim=True)
+    count = kept.sum(-1, keepdim=True).clamp_min(1)  # whole groups may be masked
     mean = torch.where(kept, grouped, 0.0).sum(-1, keepdim=True) / count
     centred = torch.where(kept, grouped - mean, 0.0)
     scale = torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + eps)

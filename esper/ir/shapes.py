@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def evaluate(model: Model, node: fx.Node, mode: FakeTensorMode) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
     # Values are kept for their shapes only: no autograd history, and no guards, which would
     # narrow the ranges of symbols by what some kernel's heuristics asked about the example.
-    with mode, torch.no_grad(), _no_guards(mode):
+    # As in export, Python kernels come first: some C++ ones would fix a symbolic size.
+    with mode, torch.no_grad(), enable_python_dispatcher(), _no_guards(mode):
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 

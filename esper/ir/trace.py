@@ -220,7 +220,7 @@ def _read_everything(graph: fx.Graph, names: list[str]) -> None:
     with graph.inserting_before(first):
         for name in names:
             if name not in read:
-                graph.get_attr(name)
+                graph.get_attr(name).meta = {"val": None, "module": "", "source": ""}
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

@@ -58,7 +58,7 @@ def group_norm(r: Rules) -> Dims:
     r.unify(x[1], r.product([group, inner]))
     r.couple(inner, "group_norm shares statistics within a group")
     r.literal((1,), group)
-    r.use((0,), 1, inner, "group_norm")
+    r.use((0,), 1, x[1], "group_norm")
     for i in (2, 3):
         if r.arg(i) is not None:
             r.unify(x[1], r.of(r.arg(i))[0])
