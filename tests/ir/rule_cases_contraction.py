@@ -1,0 +1,301 @@
+"""Cases of `tests.ir.test_rules`: contraction, attention, norms, element-wise."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  the customary name
+
+from tests.ir.rule_case import Case, between, image, linears, parameter, rows, tokens
+
+CASES: dict[str, Case] = {
+    # contraction
+    "linear": Case(between(torch.relu), linears(4, 6, 2), rows(), {"l0/neurons": 6}),
+    "linear without bias": Case(
+        lambda m, x: m.b(m.a(x)),
+        lambda: {"a": nn.Linear(4, 6, bias=False), "b": nn.Linear(6, 2, bias=False)},
+        rows(),
+        {"a/neurons": 6},
+    ),
+    "residual": Case(
+        lambda m, x: m.l2(m.l0(x) + m.l1(x)),
+        lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(4, 6), "l2": nn.Linear(6, 2)},
+        rows(),
+        {"l0/neurons": 6},
+    ),
+    "matmul": Case(
+        lambda m, x: torch.relu(x @ m.w) @ m.v,
+        lambda: {"w": parameter(4, 6), "v": parameter(6, 2)},
+        rows(),
+        {"root/neurons": 6},
+    ),
+    "addmm": Case(
+        lambda m, x: torch.addmm(m.c, torch.addmm(m.b, x, m.w), m.v),
+        lambda: {"w": parameter(4, 6), "b": parameter(6), "v": parameter(6, 2), "c": parameter(2)},
+        rows(),
+        {"root/neurons": 6},
+    ),
+    "einsum": Case(
+        lambda m, x: torch.einsum("bij,jo->bio", torch.einsum("bti,hij->bhj", x, m.w), m.v),
+        lambda: {"w": parameter(5, 4, 6), "v": parameter(6, 2)},
+        tokens(),
+        {"root/units.3": 6},
+    ),
+    "bmm": Case(
+        lambda m, x: m.o(torch.bmm(m.q(x), m.k(x).transpose(1, 2))),
+        lambda: {"q": nn.Linear(4, 6), "k": nn.Linear(4, 6), "o": nn.Linear(5, 2)},
+        tokens(),
+        {"q/head-size": 6},
+    ),
+    "conv": Case(
+        lambda m, x: m.b(torch.relu(m.a(x))),
+        lambda: {"a": nn.Conv2d(2, 6, 3, padding=1), "b": nn.Conv2d(6, 3, 1)},
+        image(),
+        {"a/channels": 6},
+    ),
+    "conv1d": Case(
+        lambda m, x: m.b(m.a(x)),
+        lambda: {"a": nn.Conv1d(4, 6, 3, padding="same"), "b": nn.Conv1d(6, 3, 2, stride=2)},
+        lambda: torch.randn(3, 4, 8),
+        {"a/channels": 6},
+    ),
+    "conv3d": Case(
+        lambda m, x: m.b(m.a(x)),
+        lambda: {"a": nn.Conv3d(2, 4, 2), "b": nn.Conv3d(4, 3, 1)},
+        lambda: torch.randn(2, 2, 3, 3, 3),
+        {"a/channels": 4},
+    ),
+    "grouped conv": Case(
+        lambda m, x: m.b(m.g(m.a(x))),
+        lambda: {
+            "a": nn.Conv2d(2, 8, 1),
+            "g": nn.Conv2d(8, 12, 3, groups=4),
+            "b": nn.Conv2d(12, 3, 1),
+        },
+        image(),
+        {"a/groups": 4, "a/channels": 2, "g/channels": 3},
+    ),
+    "depthwise conv": Case(
+        lambda m, x: m.b(m.g(m.a(x))),
+        lambda: {
+            "a": nn.Conv2d(2, 6, 1),
+            "g": nn.Conv2d(6, 6, 3, groups=6),
+            "b": nn.Conv2d(6, 3, 1),
+        },
+        image(),
+        {"a/channels": 6},
+    ),
+    "depthwise multiplier": Case(
+        lambda m, x: m.b(m.g(m.a(x))),
+        lambda: {
+            "a": nn.Conv2d(2, 6, 1),
+            "g": nn.Conv2d(6, 12, 3, groups=6),
+            "b": nn.Conv2d(12, 3, 1),
+        },
+        image(),
+        {"a/channels": 6, "g/channels": 2},
+    ),
+    "conv transpose": Case(
+        lambda m, x: m.b(m.t(m.a(x))),
+        lambda: {
+            "a": nn.Conv2d(2, 6, 1),
+            "t": nn.ConvTranspose2d(6, 4, 2, stride=2),
+            "b": nn.Conv2d(4, 3, 1),
+        },
+        image(),
+        {"a/channels": 6, "t/channels": 4},
+    ),
+    "grouped conv transpose": Case(
+        lambda m, x: m.b(m.t(m.a(x))),
+        lambda: {
+            "a": nn.Conv2d(2, 6, 1),
+            "t": nn.ConvTranspose2d(6, 4, 2, groups=2),
+            "b": nn.Conv2d(4, 3, 1),
+        },
+        image(),
+        {},
+        {
+            "a/channels": "grouped transposed convolution",
+            "t/units": "grouped transposed convolution",
+            "t/units.2": "grouped transposed convolution",
+            "t/channels": "grouped transposed convolution",
+        },
+    ),
+    # attention
+    "attention": Case(
+        lambda m, x: m.o(
+            F.scaled_dot_product_attention(
+                *(p(x).unflatten(-1, (3, 2)).transpose(1, 2) for p in (m.q, m.k, m.v))
+            )
+            .transpose(1, 2)
+            .flatten(2)
+        ),
+        lambda: {
+            "q": nn.Linear(4, 6),
+            "k": nn.Linear(4, 6),
+            "v": nn.Linear(4, 6),
+            "o": nn.Linear(6, 2),
+        },
+        tokens(),
+        {"q/heads": 3, "q/head-size": 2, "v/head-size": 2},
+    ),
+    "fused attention": Case(
+        lambda m, x: m.o(
+            F.scaled_dot_product_attention(
+                *(t.view(-1, 5, 3, 4).transpose(1, 2) for t in m.qkv(x).chunk(3, -1)),
+                None,
+                0.0,
+                True,
+            )
+            .transpose(1, 2)
+            .reshape(-1, 5, 12)
+        ),
+        lambda: {"qkv": nn.Linear(4, 36), "o": nn.Linear(12, 2)},
+        tokens(),
+        {"qkv/heads": 3, "qkv/head-size": 4, "qkv/head-size.2": 4},
+    ),
+    "fused attention by selector": Case(
+        lambda m, x: m.o(
+            F.scaled_dot_product_attention(
+                *m.qkv(x).reshape(-1, 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+            )
+            .transpose(1, 2)
+            .reshape(-1, 5, 8)
+        ),
+        lambda: {"qkv": nn.Linear(4, 24), "o": nn.Linear(8, 2)},
+        tokens(),
+        {"qkv/heads": 2, "qkv/head-size": 4},
+        {"qkv/neurons": "taken apart by unbind"},
+    ),
+    "grouped queries": Case(
+        lambda m, x: m.o(
+            F.scaled_dot_product_attention(
+                m.q(x).view(-1, 5, 6, 2).transpose(1, 2),
+                m.k(x).view(-1, 5, 2, 2).transpose(1, 2),
+                m.v(x).view(-1, 5, 2, 2).transpose(1, 2),
+                enable_gqa=True,
+            )
+            .transpose(1, 2)
+            .reshape(-1, 5, 12)
+        ),
+        lambda: {
+            "q": nn.Linear(4, 12),
+            "k": nn.Linear(4, 4),
+            "v": nn.Linear(4, 4),
+            "o": nn.Linear(12, 2),
+        },
+        tokens(),
+        {"q/kv-groups": 2, "q/query-heads": 3, "q/head-size": 2, "v/head-size": 2},
+    ),
+    "grouped queries expanded": Case(
+        lambda m, x: m.o(
+            F.scaled_dot_product_attention(
+                m.q(x).view(-1, 5, 6, 2).transpose(1, 2),
+                *(
+                    p(x)
+                    .view(-1, 5, 2, 2)
+                    .transpose(1, 2)[:, :, None]
+                    .expand(-1, 2, 3, 5, 2)
+                    .reshape(-1, 6, 5, 2)
+                    for p in (m.k, m.v)
+                ),
+            )
+            .transpose(1, 2)
+            .reshape(-1, 5, 12)
+        ),
+        lambda: {
+            "q": nn.Linear(4, 12),
+            "k": nn.Linear(4, 4),
+            "v": nn.Linear(4, 4),
+            "o": nn.Linear(12, 2),
+        },
+        tokens(),
+        {"q/kv-groups": 2, "q/query-heads": 3, "q/head-size": 2, "v/head-size": 2},
+    ),
+    "rotary": Case(
+        lambda m, x: m.o(
+            (lambda h: h * m.cos + torch.cat([-h[..., 4:], h[..., :4]], -1) * m.sin)(m.l0(x))
+        ),
+        lambda: {
+            "l0": nn.Linear(4, 8),
+            "o": nn.Linear(8, 2),
+            "cos": torch.rand(8),
+            "sin": torch.rand(8),
+        },
+        tokens(),
+        {"l0/neurons": 4},
+    ),
+    # norms
+    "batch norm": Case(
+        lambda m, x: m.b(torch.relu(m.n(m.a(x)))),
+        lambda: {
+            "a": nn.Conv2d(2, 6, 3, bias=False),
+            "n": nn.BatchNorm2d(6),
+            "b": nn.Conv2d(6, 3, 1),
+        },
+        image(),
+        {"a/channels": 6},
+    ),
+    "instance norm": Case(
+        lambda m, x: m.b(m.n(m.a(x))),
+        lambda: {
+            "a": nn.Conv2d(2, 6, 3),
+            "n": nn.InstanceNorm2d(6, affine=True),
+            "b": nn.Conv2d(6, 3, 1),
+        },
+        image(),
+        {"a/channels": 6},
+    ),
+    "layer norm": Case(
+        lambda m, x: m.b(m.n(m.a(x))),
+        lambda: {"a": nn.Linear(4, 6), "n": nn.LayerNorm(6), "b": nn.Linear(6, 2)},
+        rows(),
+        {"a/embedding": 6},
+        lossy=("a/embedding",),
+    ),
+    "rms norm": Case(
+        lambda m, x: m.b(m.n(m.a(x))),
+        lambda: {"a": nn.Linear(4, 6), "n": nn.RMSNorm(6), "b": nn.Linear(6, 2)},
+        rows(),
+        {"a/embedding": 6},
+        lossy=("a/embedding",),
+    ),
+    "group norm": Case(
+        lambda m, x: m.b(m.n(m.a(x))),
+        lambda: {"a": nn.Conv2d(2, 8, 3), "n": nn.GroupNorm(4, 8), "b": nn.Conv2d(8, 3, 1)},
+        image(),
+        {"a/groups": 4, "a/embedding": 2},
+        lossy=("a/embedding",),
+    ),
+    # element-wise
+    "gate": Case(
+        lambda m, x: m.l2(F.silu(m.l0(x)) * m.l1(x)),
+        lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(4, 6), "l2": nn.Linear(6, 2)},
+        rows(),
+        {"l0/neurons": 6},
+    ),
+    "glu": Case(
+        lambda m, x: m.l1(F.glu(m.l0(x))),
+        lambda: {"l0": nn.Linear(4, 12), "l1": nn.Linear(6, 2)},
+        rows(),
+        {"l0/neurons": 6},
+    ),
+    "prelu": Case(
+        lambda m, x: m.b(m.p(m.a(x))),
+        lambda: {"a": nn.Conv2d(2, 6, 3), "p": nn.PReLU(6), "b": nn.Conv2d(6, 3, 1)},
+        image(),
+        {"a/channels": 6},
+    ),
+    "in place": Case(
+        between(lambda h: F.relu_(h).add_(1.0)), linears(4, 6, 2), rows(), {"l0/neurons": 6}
+    ),
+    "layer scale": Case(
+        lambda m, x: m.l1(m.l0(x) * m.s),
+        linears(4, 6, 2, s=lambda: parameter(6)),
+        rows(),
+        {"l0/neurons": 6},
+    ),
+    "masked fill": Case(
+        between(lambda h: h.masked_fill(h > 0, 0.5)), linears(4, 6, 2), rows(), {"l0/neurons": 6}
+    ),
+}

@@ -1,0 +1,87 @@
+"""One small module a rule: which axes may be cut, what freezes the others, and that cuts are exact.
+
+Every cuttable axis of every case is cut against the masked reference, with gradients and buffers.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+import esper
+from esper.ir.model import Model
+from esper.ir.rules import REGISTRY
+from tests import oracle, zoo
+from tests.ir import rule_cases_contraction, rule_cases_movement, rule_cases_other
+from tests.ir.rule_case import Body, Case
+
+CASES: dict[str, Case] = {
+    **rule_cases_contraction.CASES,
+    **rule_cases_movement.CASES,
+    **rule_cases_other.CASES,
+}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+@cache
+def _trace(name: str) -> tuple[Model, Tensor]:
+    torch.manual_seed(0)
+    case = CASES[name]
+    module = Body(case.fn, case.layers()).double().eval()
+    x = case.x().double()
+    return esper.trace(module, (x,)), x
+
+
+def traced_case(name: str) -> tuple[Model, Tensor]:
+    model, x = _trace(name)
+    return copy.deepcopy(model), x
+
+
+@every_case
+def test_axes(name: str) -> None:
+    model, _ = traced_case(name)
+    case = CASES[name]
+    axes = {key.removeprefix("axis:"): a for key, a in model.anatomy.axes.items() if a.size > 1}
+    assert {key: axis.size for key, axis in axes.items() if axis.cuttable} == case.cuttable
+    frozen = {key: axis.frozen_reason or "" for key, axis in axes.items() if not axis.cuttable}
+    contracts = ("graph input (contract)", "graph output (contract)")
+    assert {k: reason for k, reason in frozen.items() if reason not in contracts} == case.frozen
+    assert tuple(key for key, axis in axes.items() if axis.lossy_reason) == case.lossy
+
+
+@every_case
+def test_cuts_are_exact(name: str) -> None:
+    model, x = traced_case(name)
+    axes = zoo.cuttable(model)
+    for axis in axes.values():
+        oracle.assert_exact_cut(model, {axis.id: zoo.some_units(axis)}, (x,), {})
+    if axes:
+        down_to_one = {axis.id: axis.unit_ids[1:] for axis in axes.values()}
+        cut = oracle.assert_exact_cut(model, down_to_one, (x,), {})
+        assert all(cut.anatomy.axes[name].unit_ids == (0,) for name in down_to_one)
+
+
+def test_frozen_axes_name_the_node_that_freezes() -> None:
+    model, _ = traced_case("softmax")
+    axis = model.anatomy.axes["axis:l0/neurons"]
+    assert axis.frozen_node == "softmax"
+    assert "aten.softmax.int" in (axis.frozen_reason or "")
+
+
+def test_an_op_without_a_rule_is_listed() -> None:
+    model, _ = traced_case("op without a rule")
+    assert model.table.unknown == {"cummax": "aten.cummax.default"}
+
+
+def test_a_second_rule_for_an_op_is_an_error() -> None:
+    with pytest.raises(esper.errors.UsageError, match=r"aten\.relu|already registered"):
+        REGISTRY.add(torch.ops.aten.linear.default, lambda r: None)
+
+
+def test_mutating_ops_are_not_taken_for_element_wise_ones() -> None:
+    assert REGISTRY.lookup(torch.ops.aten.relu.default) is not None
+    assert REGISTRY.lookup(torch.ops.aten.relu_.default) is None
