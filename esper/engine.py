@@ -287,6 +287,7 @@ def _refused(record: Record, why: Judgement) -> Record:
     remedy = {
         "quality": "cut less, add reconstruct or --finetune, or allow a larger --max-loss",
         "gate-reject": "a larger change, another backend or other shapes may pay",
+        "gate-failed": "measure on a quieter machine, or on another backend",
         "gate-ambiguous": "measure longer (--budget-seconds) or on a quieter machine",
     }
     return record.model_copy(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from esper.errors import GateError
 from esper.gate.quality import QualityBudget
 
 if TYPE_CHECKING:
@@ -59,21 +60,28 @@ class Judge:
     def judge(
         self, baseline: Model, candidate: Model, backends: tuple[str, str], *, lossy: bool
     ) -> Judgement:
-        """Quality (of changes that can lose any) and then time against `baseline`."""
+        """Quality (of changes that can lose any) and then time against `baseline`.
+
+        A measurement that fails is a refusal with its reason, not an error.
+        """
         quality = self.judge_quality(candidate) if lossy else None
         figures = dict(quality.figures) if quality is not None else {}
         if quality is not None and not quality.accepted:
             return quality
         if self.gate is None:
             return Judgement(True, "not-measured", "applied without measuring time", figures)
-        verdict = self.gate.compare(
-            baseline,
-            candidate,
-            self.inputs,
-            backends=backends,
-            launcher=self._launcher,
-            say=self._say,
-        )
+        try:
+            verdict = self.gate.compare(
+                baseline,
+                candidate,
+                self.inputs,
+                backends=backends,
+                launcher=self._launcher,
+                say=self._say,
+            )
+        except GateError as error:
+            # What cannot be measured has not been shown to pay; the rest of the run goes on.
+            return Judgement(False, "gate-failed", f"measuring failed: {error}", figures)
         figures |= {
             "speedup": verdict.speedup,
             "lower": verdict.lower,

@@ -199,37 +199,32 @@ def optimize(
             for unit in units(pipeline):
                 engine.run_unit(unit)
         work.refresh()
+        verdict = _whole(engine, model, first_backend)
         result = Result(
             model=work,
             baseline=model,
             pipeline=pipeline.text(),
             records=[r.model_copy(update={"number": i}) for i, r in enumerate(engine.records)],
             judgements=engine.judgements,
+            verdict=verdict,
             backend=manager.backend,
         )
-        result.verdict = _whole(engine, model, gate, inputs, first_backend, launcher, say)
         if quality is not None:
             result.quality = quality.judge(work).figures()
     return result
 
 
-def _whole(
-    engine: Engine,
-    model: Model,
-    gate: Gate | None,
-    inputs: Any,
-    first_backend: str,
-    launcher: Any,
-    say: Any,
-) -> Verdict | None:
+def _whole(engine: Engine, model: Model, first_backend: str) -> Verdict | None:
     """Input against result: one measurement, taken anew unless a single unit was the result."""
     accepted = [j for _, j in engine.judgements if j.accepted and j.verdict is not None]
-    if gate is None or not accepted:
-        return None
-    if len(accepted) == 1:
-        return accepted[0].verdict
+    if len(accepted) < 2:
+        return accepted[0].verdict if accepted else None
     backends = (first_backend, engine.manager.backend)
-    return gate.compare(model, engine.model, inputs, backends=backends, launcher=launcher, say=say)
+    whole = engine.judge.judge(model, engine.model, backends, lossy=False)
+    if whole.verdict is None:
+        reason = f"the whole change could not be measured: {whole.reason}"
+        engine.records.append(Record(kind="analysis", code=whole.code, reason=reason))
+    return whole.verdict
 
 
 def _one(inputs: Any) -> Batch | None:
