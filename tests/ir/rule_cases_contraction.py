@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the customary name
 
 from tests.ir.rule_case import Case, between, image, linears, parameter, rows, tokens
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
 
 CASES: dict[str, Case] = {
     # contraction
