@@ -146,12 +146,7 @@ CASES: dict[str, Case] = {
     ),
     "fused attention": Case(
         lambda m, x: m.o(
-            F.scaled_dot_product_attention(
-                *(t.view(-1, 5, 3, 4).transpose(1, 2) for t in m.qkv(x).chunk(3, -1)),
-                None,
-                0.0,
-                True,
-            )
+            causal(*(t.view(-1, 5, 3, 4).transpose(1, 2) for t in m.qkv(x).chunk(3, -1)))
             .transpose(1, 2)
             .reshape(-1, 5, 12)
         ),
