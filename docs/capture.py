@@ -30,8 +30,8 @@ COMMANDS = {
     "optimise": [
         f"""esper-opt {_MODEL} \\
     --data examples/digits.py:calibration --eval examples/digits.py:evaluate --max-loss 1% \\
-    --passes 'select-backend,search(prune{{saliency=taylor scope=global}},reconstruct)' \\
-    --report report.html -o smaller.pt2"""
+    --passes 'search{{steps=3}}(prune{{saliency=taylor scope=global}},reconstruct)' \\
+    --backend eager --report report.html -o smaller.pt2"""
     ],
     "errors": [
         "esper-opt digits.pth",
@@ -79,6 +79,8 @@ def command(lines: list[str], folder: Path) -> str:
             text=True,
             check=False,
         )
+        if done.returncode not in (0, 2, 3):
+            raise RuntimeError(f"{line} ended with {done.returncode}:\n{done.stdout}")
         text = f"$ {line}\n{done.stdout.rstrip()}"
         parts.append(text + (f"\n(exit code {done.returncode})" if done.returncode else ""))
     return "\n\n".join(parts) + "\n"

@@ -33,14 +33,8 @@ def export_onnx(model: nn.Module, calls: Sequence[Call], path: Path) -> None:
     Raises BackendError when the exporter cannot convert it.
     """
     model = copy.deepcopy(model).cpu().eval()
-    chatter = io.StringIO()
     try:
-        with (
-            torch.no_grad(),
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(chatter),
-        ):
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), _quiet():
             program = export(model, calls)
             converted = torch.onnx.export(program, dynamo=True, verbose=False)
             if converted is None:
@@ -58,15 +52,17 @@ def export_onnx(model: nn.Module, calls: Sequence[Call], path: Path) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter prints progress and warns about optional packages nobody asked for."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def arrays(call: Call) -> list[npt.NDArray[Any]]:
