@@ -44,7 +44,11 @@ def test_float64_agrees_with_float32(name: str) -> None:
     kwargs = {key: single[2][key].to(value.dtype) for key, value in kwargs.items()}
     assert run((module, args, kwargs)).dtype == torch.float64
     torch.testing.assert_close(
-        run((module, args, kwargs)), run(single), check_dtype=False, rtol=1e-3, atol=1e-4
+        run((module, args, kwargs)),
+        run(single),
+        check_dtype=False,
+        rtol=1e-3,
+        atol=1e-4,
     )
 
 

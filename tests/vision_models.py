@@ -104,7 +104,9 @@ class MBConv(nn.Module):
         self.expand = nn.Sequential()
         if ratio != 1:
             self.expand = nn.Sequential(
-                nn.Conv2d(width_in, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.SiLU()
+                nn.Conv2d(width_in, inner, 1, bias=False),
+                nn.BatchNorm2d(inner),
+                nn.SiLU(),
             )
         self.depthwise = nn.Sequential(
             nn.Conv2d(inner, inner, kernel, stride, kernel // 2, groups=inner, bias=False),
