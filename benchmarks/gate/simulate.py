@@ -114,19 +114,20 @@ def cell(job: tuple[Noise, float, int, Rule, int]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--trials", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=16, help="rounds per process")
+    parser.add_argument("--rounds", type=int, default=30, help="rounds per process")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--noise", action="append", help="only this noise model (repeatable)")
+    parser.add_argument("--resamples", type=int, default=Rule.resamples)
     parser.add_argument("--looks", default=",".join(map(str, Rule.looks)))
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     looks = tuple(int(n) for n in options.looks.split(","))
-    rule = Rule(looks=looks)
+    rule = Rule(looks=looks, resamples=options.resamples)
     jobs = [
         (noise, effect, options.rounds, rule, options.trials)
         for noise in MODELS
         if not options.noise or noise.name in options.noise
-        for effect in (0.0, 0.01, 0.03, 0.05, 0.5)
+        for effect in (0.0, 0.01, 0.03, 0.05)
     ]
     rows = []
     with ProcessPoolExecutor(options.workers) as pool:
