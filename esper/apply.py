@@ -102,12 +102,12 @@ class Applier:
 
         def undo() -> None:
             parameter.grad = None
-            parameter.data = data
+            _set_data(parameter, data)
             parameter.grad = grad
 
         self._journal.add(undo)
         parameter.grad = None
-        parameter.data = op(data)
+        _set_data(parameter, op(data))
         if grad is not None and isinstance(op, Select):
             parameter.grad = op(grad)
 
@@ -246,6 +246,17 @@ class Applier:
 
         self._journal.add(undo)
         self._model.invalidate()
+
+
+def _set_data(parameter: torch.nn.Parameter, data: torch.Tensor) -> None:
+    """Give a parameter other storage, of another shape, whatever graphs still hold it.
+
+    A loss that the caller keeps holds the parameter's gradient accumulator, which remembers the
+    old shape and would be used again. PyTorch makes a new one when the dtype changes.
+    """
+    other = torch.float64 if data.dtype != torch.float64 else torch.float32
+    parameter.data = torch.empty(0, dtype=other, device=data.device)
+    parameter.data = data
 
 
 def _keeps_type(tensor: torch.Tensor, op: Op) -> bool:

@@ -145,15 +145,22 @@ class Engine:
     def _finetune(self) -> None:
         assert self.finetune is not None
         saved = [(t, t.detach().clone()) for _, t in self.model.all_tensors()]
+        gradients = [
+            (p, None if p.grad is None else p.grad.clone()) for p in self.model.parameters()
+        ]
+        training = self.model.training
 
         def undo() -> None:
             for tensor, value in saved:
                 tensor.data.copy_(value)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
 
         self.manager.journal.add(undo)
-        training = self.model.training
-        self.finetune(self.model)
-        self.model.train(training)
+        try:
+            self.finetune(self.model)
+        finally:
+            self.model.train(training)
 
     # -- passes ----------------------------------------------------------------------------------
 
