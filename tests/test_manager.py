@@ -455,6 +455,25 @@ def test_an_optimizer_bound_before_the_cut_trains_the_cut_model() -> None:
         assert mine.shape != start[name].shape or not torch.equal(mine, start[name]), name
 
 
+def test_a_loss_that_is_still_held_does_not_break_the_next_step() -> None:
+    model = perceptron()
+    loss = model(*perceptron_inputs())["logits"].square().sum()
+    loss.backward()
+    manager = PassManager(model)
+    with manager.transaction() as transaction:
+        manager.apply(PruneUnits(axis=NEURONS, units=(0, 7)))
+        with_gradients(model, perceptron_inputs())
+        held = model(*perceptron_inputs())["logits"].sum()
+        transaction.roll_back()
+    with_gradients(model, perceptron_inputs())
+    manager.apply(PruneUnits(axis=NEURONS, units=(1,)))
+    model.zero_grad()
+    with_gradients(model, perceptron_inputs())
+    assert model.tensor("up.weight").grad.shape == (7, 6)  # type: ignore[union-attr]
+    assert loss.grad_fn is not None
+    assert held.grad_fn is not None
+
+
 def test_an_optimizer_survives_a_rollback() -> None:
     model = perceptron()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)

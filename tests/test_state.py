@@ -1,0 +1,95 @@
+"""State transforms: what each operation does to a tensor, and deterministic text."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from esper.state import Create, Drop, Op, Replace, Select, StateTransform, digest
+
+
+def test_select_keeps_positions_in_order_and_dtype() -> None:
+    tensor = torch.arange(12, dtype=torch.float16).reshape(3, 4)
+    assert torch.equal(Select(1, (0, 3))(tensor), tensor[:, [0, 3]])
+    assert torch.equal(Select(0, (2,))(tensor), tensor[2:])
+    assert Select(1, (1,))(tensor).dtype == torch.float16
+
+
+def test_select_moves_moments_as_it_moves_the_weight() -> None:
+    weight = torch.nn.Parameter(torch.randn(4, 3))
+    optimizer = torch.optim.Adam([weight])
+    weight.square().sum().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    op = Select(0, (0, 2))
+    assert weight.grad is not None
+    state = optimizer.state[weight]
+    for shadow in (weight.grad, state["exp_avg"], state["exp_avg_sq"]):
+        assert torch.equal(op(shadow), shadow[[0, 2]])
+
+
+def test_replace_takes_the_value_whatever_was_there() -> None:
+    value = torch.ones(2, dtype=torch.float64)
+    assert torch.equal(Replace(value)(torch.zeros(5)), value)
+
+
+def test_lines_are_sorted_by_name_and_keep_the_order_of_operations() -> None:
+    ops: dict[str, tuple[Op, ...]] = {
+        "b.weight": (Select(0, (1,)), Select(1, (0, 2))),
+        "a.bias": (Drop(),),
+        "c.scale": (Create(torch.ones(2), trainable=True),),
+    }
+    lines = StateTransform(ops).lines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "a.bias",
+        "b.weight",
+        "b.weight",
+        "c.scale",
+    ]
+    assert lines[0] == "a.bias: drop"
+    assert lines[1].startswith("b.weight: select dim=0 keep=1 ")
+    assert lines[2].startswith("b.weight: select dim=1 keep=2 ")
+    assert lines[3].startswith("c.scale: create parameter torch.float32(2,) ")
+    assert StateTransform(dict(reversed(ops.items()))).lines() == lines
+    assert StateTransform().lines() == []
+
+
+DIFFERENT: list[Op] = [
+    Select(0, (1, 2)),
+    Select(0, (1, 3)),
+    Select(1, (1, 2)),
+    Replace(torch.zeros(2)),
+    Replace(torch.tensor([0.0, -0.0])),
+    Replace(torch.zeros(2, dtype=torch.float64)),
+    Replace(torch.zeros(1, 2)),
+    Create(torch.zeros(2), trainable=True),
+    Create(torch.zeros(2), trainable=False),
+    Drop(),
+]
+
+
+def test_text_tells_different_operations_apart() -> None:
+    assert len({op.text() for op in DIFFERENT}) == len(DIFFERENT)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor(1.5),
+        torch.zeros(0, 3),
+        torch.arange(6).reshape(2, 3),
+        torch.tensor([True, False]),
+        torch.randn(4).to(torch.bfloat16),
+    ],
+)
+def test_digest_is_of_the_content(tensor: torch.Tensor) -> None:
+    assert digest(tensor) == digest(tensor.clone())
+    spread = tensor.new_empty([*tensor.shape, 2])[..., 0].copy_(tensor)
+    assert digest(spread) == digest(tensor)
+    if tensor.numel():
+        other = tensor.clone()
+        other.view(-1)[0] = ~other.view(-1)[0] if tensor.dtype == torch.bool else 7
+        assert digest(other) != digest(tensor)
+
+
+def test_digest_of_a_parameter_needs_no_gradient() -> None:
+    assert digest(torch.nn.Parameter(torch.ones(2))) == digest(torch.ones(2))
