@@ -48,18 +48,23 @@ def folded_biases(model: Model, axis: Axis, gone: Sequence[int]) -> Folded:
     if not all(_adds_linearly(consumer) for consumer in consumers):
         return result
     values = [_constants(model, consumer.args[0]) for consumer in consumers]
-    known = [unit for unit in gone if all(v is not None and bool(v[1][unit]) for v in values)]
+    known = [
+        unit for unit in gone if all(v is not None and bool(v[1][unit]) for v in values)
+    ]
     known = [unit for unit in known if any(v is not None and v[0][unit] != 0 for v in values)]
     if not known:
         return result
-    result.units = known
     for consumer, value in zip(consumers, values, strict=True):
         assert value is not None
-        _absorb(model, consumer, value[0], known, result)
+        if not _absorb(model, consumer, value[0], known, consumers, result):
+            return Folded()
+    result.units = known
     return result
 
 
 def _adds_linearly(node: fx.Node) -> bool:
+    if not _reads(node, 1) or not (len(node.args) < 3 or node.args[2] is None or _reads(node, 2)):
+        return False
     if node.target is aten.linear.default:
         return True
     if node.target not in _CONVOLUTIONS:
@@ -69,13 +74,21 @@ def _adds_linearly(node: fx.Node) -> bool:
     return bool(groups == 1 and padding in (0, [0], [0, 0], [0, 0, 0]))
 
 
+def _reads(node: fx.Node, position: int) -> bool:
+    """Whether an operand is a parameter or buffer itself, not something computed."""
+    operand = node.args[position] if position < len(node.args) else None
+    return isinstance(operand, fx.Node) and operand.op == "get_attr"
+
+
 def _constants(model: Model, node: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Per unit: its constant output and whether it is constant; None where unknown."""
     if not isinstance(node, fx.Node):
         return None
     if node.target is aten.linear.default or node.target in _CONVOLUTIONS:
-        weight = model.tensor(str(node.args[1].target))  # type: ignore[union-attr]
         bias_node = node.args[2] if len(node.args) > 2 else None
+        if not _reads(node, 1) or not (bias_node is None or _reads(node, 2)):
+            return None
+        weight = model.tensor(str(node.args[1].target))  # type: ignore[union-attr]
         if weight is None:
             return None
         constant = weight.detach().flatten(1).eq(0).all(dim=1)
@@ -97,28 +110,47 @@ def _constants(model: Model, node: Any) -> tuple[torch.Tensor, torch.Tensor] | N
 
 
 def _absorb(
-    model: Model, node: fx.Node, value: torch.Tensor, units: list[int], result: Folded
-) -> None:
+    model: Model,
+    node: fx.Node,
+    value: torch.Tensor,
+    units: list[int],
+    consumers: Sequence[fx.Node],
+    result: Folded,
+) -> bool:
+    """Add the constant to the bias of one consumer; False where no bias can hold it."""
     read = node.args[1]
     assert isinstance(read, fx.Node)
     weight = model.tensor(str(read.target))
     assert weight is not None
-    columns = (
-        weight.detach()[:, units].double().flatten(2).sum(-1)
-        if weight.ndim > 2
-        else (weight.detach()[:, units].double())
+    columns = weight.detach()[:, units].double().flatten(2).sum(-1) if weight.ndim > 2 else (
+        weight.detach()[:, units].double()
     )
     extra = columns @ value[units].double()
     bias_node = node.args[2] if len(node.args) > 2 else None
+    op: Op
     if isinstance(bias_node, fx.Node):
         name = model.canonical_names()[str(bias_node.target)]
         bias = model.tensor(name)
         assert bias is not None
-        result.ops[name] = Replace((bias.detach().double() + extra).to(bias.dtype))
-        return
-    name = f"{str(read.target).rpartition('.')[0]}.bias".lstrip(".")
-    result.ops[name] = Create(extra.to(weight.dtype), trainable=weight.requires_grad)
-    new = f"{node.name}_bias"
-    result.edits.append(Insert(new, "get_attr", name, (), node.name))
-    args = (*node.args[:2], Ref(new), *node.args[3:])
-    result.edits.append(SetArg(node.name, (), args))
+        op = Replace((bias.detach().double() + extra).to(bias.dtype))
+        readers = [model.nodes[reader] for reader in model.readers()[name]]
+        if any(user not in consumers for reader in readers for user in reader.users):
+            return False  # others read this bias too
+    else:
+        name = f"{str(read.target).rpartition('.')[0]}.bias".lstrip(".")
+        if any(existing == name for existing, _ in model.all_tensors()):
+            return False
+        op = Create(extra.to(weight.dtype), trainable=weight.requires_grad)
+        new = f"{node.name}_bias"
+        result.edits.append(Insert(new, "get_attr", name, (), node.name))
+        arguments = [Ref(a.name) if isinstance(a, fx.Node) else a for a in node.args]
+        arguments[2:3] = [Ref(new)]
+        result.edits.append(SetArg(node.name, (), tuple(arguments)))
+    known = result.ops.setdefault(name, op)
+    # A layer that is called twice has one bias for two constants: they must agree.
+    return known is op or _value(known).equal(_value(op))
+
+
+def _value(op: Op) -> torch.Tensor:
+    assert isinstance(op, (Create, Replace))
+    return op.value
