@@ -7,6 +7,7 @@ reused, and units keep their birth numbers.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from esper.ir.regions import Phage, Slot
 
 Member = tuple[str, int, int]  # tensor, dimension, leaf position within the dimension's term
+NO_LEAF = -1  # leaf position of an axis of one unit, which a new analysis does not see
+NO_ATOM = -1  # atom of such an axis
 
 # Which role names an axis when it has several: the most specific use wins.
 _KINDS = ("heads", "query-heads", "head-size", "vocabulary", "embedding", "groups", "channels")
@@ -73,7 +76,7 @@ class Axis:
         members: (tensor, dimension) pairs in which the units live.
         frozen_reason: why no unit may be cut, with the op and node that stop it; None if cuttable.
         lossy_reason: why a cut changes what stays (shared statistics); None if cuts are exact.
-        atom: number of the axis in the present analysis.
+        atom: number of the axis in the present analysis; NO_ATOM if it left out a single unit.
     """
 
     id: str
@@ -157,6 +160,7 @@ def _members(table: AxisTable) -> dict[int, list[Member]]:
 
 def _axes(table: AxisTable, identities: Identities, parameters: set[str]) -> dict[str, Axis]:
     members = _members(table)
+    _move_up(table, identities)
     known = {m: name for name, identity in identities.axes.items() for m in identity.members}
     kinds = _kinds(table)
     found: dict[str, int] = {}
@@ -176,7 +180,8 @@ def _axes(table: AxisTable, identities: Identities, parameters: set[str]) -> dic
         else:
             found[match] = atom
             identities.axes[match].members = frozenset(places)
-    _retire(identities, found)
+    single = _single(table, identities, found)
+    _retire(identities, found.keys() | single.keys())
     for atom in fresh:
         size = table.sizes[atom]
         name = _name(members[atom], kinds[atom], identities)
@@ -185,13 +190,50 @@ def _axes(table: AxisTable, identities: Identities, parameters: set[str]) -> dic
         )
         found[name] = atom
     order = {atom: i for i, atom in enumerate(members)}
-    return {
+    axes = {
         name: _axis(name, atom, table, members[atom], identities.axes[name], parameters)
         for name, atom in sorted(found.items(), key=lambda item: order[item[1]])
     }
+    return axes | single
 
 
-def _retire(identities: Identities, found: dict[str, int]) -> None:
+def _move_up(table: AxisTable, identities: Identities) -> None:
+    """Forget the leaves of axes of one unit once a new analysis leaves them out.
+
+    Leaves behind them then stand that many places further to the left.
+    """
+    if 1 in table.sizes.values():  # this analysis is older than the cut and still holds them
+        return
+    gone: dict[tuple[str, int], list[int]] = {}
+    for identity in identities.axes.values():
+        if len(identity.unit_ids) == 1:
+            for tensor, dim, leaf in identity.members:
+                if leaf != NO_LEAF:
+                    gone.setdefault((tensor, dim), []).append(leaf)
+            identity.members = frozenset((t, d, NO_LEAF) for t, d, _ in identity.members)
+    if not gone:
+        return
+    for identity in identities.axes.values():
+        if len(identity.unit_ids) > 1:
+            identity.members = frozenset(
+                (t, d, leaf - sum(before < leaf for before in gone.get((t, d), ())))
+                for t, d, leaf in identity.members
+            )
+
+
+def _single(table: AxisTable, identities: Identities, found: dict[str, int]) -> dict[str, Axis]:
+    """Axes of one unit that the analysis no longer sees, while a tensor of theirs lives."""
+    axes: dict[str, Axis] = {}
+    for name, identity in identities.axes.items():
+        places = sorted({(t, d) for t, d, _ in identity.members if t in table.tensors})
+        if name not in found and len(identity.unit_ids) == 1 and places:
+            axes[name] = Axis(
+                name, identity.kind, 1, identity.unit_ids, tuple(places), None, None, None, NO_ATOM
+            )
+    return axes
+
+
+def _retire(identities: Identities, found: Set[str]) -> None:
     for name in [name for name in identities.axes if name not in found]:
         del identities.axes[name]
         identities.retired.add(name)

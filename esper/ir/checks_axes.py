@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from esper.ir import modes
-from esper.ir.anatomy import leaves
+from esper.ir.anatomy import NO_LEAF, leaves
 from esper.ir.printer import print_node
 from esper.ir.shapes import describe
 from esper.ir.terms import Term, atoms_of
@@ -81,7 +81,7 @@ def units(model: Model, scope: list[fx.Node]) -> Iterator[str]:
                 f"units: {name} has unit {max(ids) if min(ids) >= 0 else min(ids)}, "
                 f"and the next to be given out is {identity.next_unit}"
             )
-        atoms = {_atom(table, *member) for member in identity.members}
+        atoms = {_atom(table, *member) for member in identity.members if member[2] != NO_LEAF}
         if len(atoms) == 1 and None not in atoms:
             size = table.sizes[next(atom for atom in atoms if atom is not None)]
             if size != len(ids):
