@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -24,7 +24,9 @@ class Cast(Pass):
     """Compute in bfloat16 or float16 inside; inputs and outputs keep their dtype."""
 
     name: ClassVar[str] = "cast"
-    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16"] = field(
+        default="bfloat16", metadata={"doc": "precision of the computation inside"}
+    )
 
     def propose(self, model: Model, context: Context) -> Proposals:
         """One proposal for the whole model, or a remark that nothing is left to cast."""

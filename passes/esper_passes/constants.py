@@ -48,9 +48,7 @@ def folded_biases(model: Model, axis: Axis, gone: Sequence[int]) -> Folded:
     if not all(_adds_linearly(consumer) for consumer in consumers):
         return result
     values = [_constants(model, consumer.args[0]) for consumer in consumers]
-    known = [
-        unit for unit in gone if all(v is not None and bool(v[1][unit]) for v in values)
-    ]
+    known = [unit for unit in gone if all(v is not None and bool(v[1][unit]) for v in values)]
     known = [unit for unit in known if any(v is not None and v[0][unit] != 0 for v in values)]
     if not known:
         return result
@@ -122,8 +120,10 @@ def _absorb(
     assert isinstance(read, fx.Node)
     weight = model.tensor(str(read.target))
     assert weight is not None
-    columns = weight.detach()[:, units].double().flatten(2).sum(-1) if weight.ndim > 2 else (
-        weight.detach()[:, units].double()
+    columns = (
+        weight.detach()[:, units].double().flatten(2).sum(-1)
+        if weight.ndim > 2
+        else (weight.detach()[:, units].double())
     )
     extra = columns @ value[units].double()
     bias_node = node.args[2] if len(node.args) > 2 else None

@@ -10,7 +10,7 @@ import copy
 import fnmatch
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -92,9 +92,11 @@ class DropRegions(Pass):
     """
 
     name: ClassVar[str] = "drop-regions"
-    count: int | None = None
-    ratio: float | None = None
-    only: str = "*"
+    count: int | None = field(default=None, metadata={"doc": "how many regions go, at most"})
+    ratio: float | None = field(
+        default=None, metadata={"doc": "share of the parameters that goes, at most"}
+    )
+    only: str = field(default="*", metadata={"doc": "glob over region IDs"})
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -31,7 +31,9 @@ class FoldConstants(Pass):
 
     name: ClassVar[str] = "fold-constants"
     aim: ClassVar[Literal["speed", "repair", "cleanup"]] = "cleanup"
-    max_bytes: int = 1 << 24
+    max_bytes: int = field(
+        default=1 << 24, metadata={"doc": "larger results stay computed at run time"}
+    )
 
     def propose(self, model: Model, context: Context) -> Proposals:
         """One proposal for all results that computed nodes or effects consume."""
