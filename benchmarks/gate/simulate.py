@@ -14,6 +14,7 @@ import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -129,10 +130,24 @@ def main() -> None:
         if not options.noise or noise.name in options.noise
         for effect in (0.0, 0.01, 0.03, 0.05)
     ]
-    rows = []
+    result: dict[str, Any] = {
+        "benchmark": "gate_simulation",
+        "rule": asdict(rule) | {"looks": list(looks)},
+        "rounds_per_process": options.rounds,
+        "trials_per_cell": options.trials,
+        "noise_models": [asdict(m) for m in MODELS],
+        "numpy": np.__version__,
+        "rows": [],
+    }
+    if options.output and options.output.exists():
+        before = json.loads(options.output.read_text())
+        if all(before[key] == result[key] for key in result if key != "rows"):
+            result["rows"] = before["rows"]  # goes on where it was stopped
+    done = {(row["noise"], row["true_speedup"]) for row in result["rows"]}
+    jobs = [job for job in jobs if (job[0].name, 1 + job[1]) not in done]
     with ProcessPoolExecutor(options.workers) as pool:
         for row in pool.map(cell, jobs):
-            rows.append(row)
+            result["rows"].append(row)
             bias = row["log_bias_of_accepted"]
             print(
                 f"{row['noise']:14s} {row['true_speedup']:.2f}x accepted {row['accepted']:6.1%} "
@@ -141,17 +156,9 @@ def main() -> None:
                 + ("-" if bias is None else f"{bias:+.4f}"),
                 flush=True,
             )
-    if options.output:
-        result = {
-            "benchmark": "gate_simulation",
-            "rule": asdict(rule),
-            "rounds_per_process": options.rounds,
-            "noise_models": [asdict(m) for m in MODELS],
-            "numpy": np.__version__,
-            "rows": rows,
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+            if options.output:
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                options.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
