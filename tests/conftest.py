@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from esper.ir.model import Model
+from esper.manager import PassManager, Verify
 
 # Examples are the same in every run, and no deadline depends on how busy the machine is.
 settings.register_profile(
@@ -36,3 +40,22 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def full_verification(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole graph is verified before and after every rewrite of every test.
+
+    Tests marked `own_verification` choose for themselves, because they test the choice or verify
+    the result of many rewrites once.
+    """
+    if request.node.get_closest_marker("own_verification") is not None:
+        return
+    original = PassManager.__init__
+
+    def verifying(
+        self: PassManager, model: Model, *, verify: Verify = "full", **options: Any
+    ) -> None:
+        original(self, model, verify="full" if verify == "incremental" else verify, **options)
+
+    monkeypatch.setattr(PassManager, "__init__", verifying)

@@ -195,6 +195,7 @@ def test_several_kinds_of_rewrite_roll_back_together() -> None:
     assert_same(before, snapshot(model))
 
 
+@pytest.mark.own_verification
 @every_case
 @pytest.mark.parametrize("verification", ["incremental", "full"])
 def test_failing_verifier_undoes(
@@ -356,6 +357,7 @@ class NamesNothing(Rewrite):
         return Plan(proposal, "wrong", (SetArg("nowhere", (0,), 1),))
 
 
+@pytest.mark.own_verification
 @pytest.mark.parametrize("verification", ["incremental", "full"])
 @pytest.mark.parametrize(
     "rewrite", [ForgetsLiterals, ForgetsATensor, CutsOtherUnits, BreaksThePort, NamesNothing]
@@ -501,6 +503,7 @@ def test_tied_parameters_stay_tied_when_cut() -> None:
 # -- order and history ---------------------------------------------------------------------------
 
 
+@pytest.mark.own_verification
 @pytest.mark.parametrize("name", ["gpt2", "resnet_basic"])
 def test_independent_proposals_commute(name: str) -> None:
     model, _, _ = zoo.traced(name)
