@@ -296,6 +296,7 @@ def tune(module):
     assert esper.load(output).get_parameter("last.bias").tolist() == [7.0, 7.0, 7.0]
 
 
+@pytest.mark.own_verification
 def test_verification_levels(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from esper import manager
     from esper.ir.verifier import verify as real
