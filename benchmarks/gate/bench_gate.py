@@ -31,6 +31,8 @@ from esper.gate.gate import Gate
 from esper.gate.launcher import Launcher
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+NEAR = 0.004  # a change is near enough to the ratio that it shall have
+ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def calibrate(cell: Cell, target: float, gate: Gate, launcher: Launcher, process
     # Time is linear in the rows, above a constant for the extra ops.
     slope = (high - low) / (large - small)
     rows = max(1, round(small + (base * target - low) / slope))
-    for attempt in range(3):
+    tried: list[Change] = []
+    for _ in range(ATTEMPTS):
         table = gate.measure(
             {"ballast": (cell.build(rows), "eager"), "plain": (plain, "eager")},
             [cell.call()],
@@ -81,10 +84,13 @@ def calibrate(cell: Cell, target: float, gate: Gate, launcher: Launcher, process
             f"true ratio {row.ratio:.4f} [{row.lower:.4f}, {row.upper:.4f}]",
             flush=True,
         )
-        if row.lower <= target <= row.upper or attempt == 2:
+        tried.append(
+            Change(cell.name, target, rows, row.ratio, row.lower, row.upper, table.processes)
+        )
+        if abs(row.ratio - target) <= NEAR:
             break
         rows = max(1, rows + round((target - row.ratio) * base / slope))
-    return Change(cell.name, target, rows, row.ratio, row.lower, row.upper, table.processes)
+    return min(tried, key=lambda change: abs(change.ratio - target))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
