@@ -18,11 +18,13 @@ from esper.contracts import check
 from esper.errors import VerificationError
 from esper.instruments.base import Instrument, Stack
 from esper.ir import shapes
+from esper.ir.scope import Change
 from esper.ir.verifier import verify
 from esper.passbase import Pass, rewrites
-from esper.plan import Plan, Refusal
+from esper.plan import Plan, Refusal, SetArg
 from esper.propose import Proposal
 from esper.records import Record
+from esper.state import Select
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -151,17 +153,20 @@ class PassManager:
                 verify(self.model)
         with self.instruments.phase("apply"):
             dirty = Applier(self.model, self.journal).apply(plan)
-            changed = self._propagate(dirty)
+            evaluated = self._propagate(dirty)
         if plan.backend is not None:
             self.backend = plan.backend
         if self.verify == "none":
             return
-        touched = sorted({node.name for node in dirty} | {node.name for node in changed})
+        change = None if self.verify == "full" else _change(plan, dirty, evaluated)
         with self.instruments.phase("verify"):
-            verify(self.model, nodes=None if self.verify == "full" else touched)
+            verify(self.model, change=change)
 
-    def _propagate(self, dirty: set[fx.Node]) -> list[fx.Node]:
-        """Recompute shapes from the dirty nodes on; the values before go to the journal."""
+    def _propagate(self, dirty: set[fx.Node]) -> set[str]:
+        """Recompute shapes from the dirty nodes on; the values before go to the journal.
+
+        Returns the names of the nodes that were recomputed.
+        """
         before: dict[str, Any] = {}
 
         def undo() -> None:
@@ -171,7 +176,22 @@ class PassManager:
                     nodes[name].meta["val"] = value
 
         self.journal.add(undo)
-        return shapes.propagate(self.model, dirty, before)
+        shapes.propagate(self.model, dirty, before)
+        return set(before)
+
+
+def _change(plan: Plan, dirty: set[fx.Node], evaluated: set[str]) -> Change:
+    only_cuts = (
+        bool(plan.cuts)
+        and all(isinstance(edit, SetArg) for edit in plan.edits)
+        and all(isinstance(op, Select) for ops in plan.state.ops.values() for op in ops)
+    )
+    return Change(
+        frozenset({node.name for node in dirty} | evaluated),
+        frozenset(cut.axis for cut in plan.cuts) if only_cuts else None,
+        frozenset(plan.state.ops),
+        frozenset(evaluated),
+    )
 
 
 def _refused(why: Plan | Refusal, proposal: Proposal) -> Record:

@@ -19,8 +19,8 @@ from esper.ir import shapes
 from esper.ir.graphs_equal import graphs_equal
 from esper.ir.model import Model
 from esper.manager import PassManager, Verify
-from esper.passbase import Pass, Rewrite, rewrites
-from esper.plan import Plan, Refusal, SetArg, UnitCut
+from esper.passbase import Pass, Rewrite
+from esper.plan import Plan, Refusal
 from esper.propose import (
     EliminateDead,
     FoldConstants,
@@ -30,7 +30,6 @@ from esper.propose import (
     SelectBackend,
     parse,
 )
-from esper.state import Select, StateTransform
 from tests import zoo
 from tests.ir.small import convolution_inputs, convolutions, perceptron, perceptron_inputs
 from tests.snapshots import assert_same, snapshot
@@ -299,78 +298,6 @@ def test_outer_transaction_survives_a_failure_inside(monkeypatch: pytest.MonkeyP
         assert_same(middle, snapshot(model))
         transaction.roll_back()
     assert_same(start, snapshot(model))
-
-
-# -- a rewrite that is wrong ---------------------------------------------------------------------
-
-
-class ForgetsLiterals(Rewrite):
-    """Cuts channels but leaves the size in the view as it was."""
-
-    type = "prune-units"
-
-    def plan(self, model: Model, proposal: PruneUnits) -> Plan | Refusal:
-        plan = rewrites()["prune-units"].plan(model, proposal)
-        assert isinstance(plan, Plan)
-        return Plan(proposal, "wrong", (), plan.state, plan.cuts)
-
-
-class ForgetsATensor(Rewrite):
-    """Cuts the weight of a convolution and forgets the batch norm after it."""
-
-    type = "prune-units"
-
-    def plan(self, model: Model, proposal: PruneUnits) -> Plan | Refusal:
-        plan = rewrites()["prune-units"].plan(model, proposal)
-        assert isinstance(plan, Plan)
-        ops = {name: op for name, op in plan.state.ops.items() if "norm" not in name}
-        return Plan(proposal, "wrong", plan.edits, StateTransform(ops), plan.cuts)
-
-
-class CutsOtherUnits(Rewrite):
-    """Claims to cut more units than the tensors lose."""
-
-    type = "prune-units"
-
-    def plan(self, model: Model, proposal: PruneUnits) -> Plan | Refusal:
-        plan = rewrites()["prune-units"].plan(model, proposal)
-        assert isinstance(plan, Plan)
-        return Plan(proposal, "wrong", plan.edits, plan.state, (UnitCut(proposal.axis, (0, 1)),))
-
-
-class BreaksThePort(Rewrite):
-    """Narrows an output of the model."""
-
-    type = "prune-units"
-
-    def plan(self, model: Model, proposal: PruneUnits) -> Plan | Refusal:
-        ops = {"fc.weight": (Select(0, (0,)),), "fc.bias": (Select(0, (0,)),)}
-        return Plan(proposal, "wrong", state=StateTransform(ops))
-
-
-class NamesNothing(Rewrite):
-    """Edits a node that does not exist."""
-
-    type = "prune-units"
-
-    def plan(self, model: Model, proposal: PruneUnits) -> Plan | Refusal:
-        return Plan(proposal, "wrong", (SetArg("nowhere", (0,), 1),))
-
-
-@pytest.mark.own_verification
-@pytest.mark.parametrize("verification", ["incremental", "full"])
-@pytest.mark.parametrize(
-    "rewrite", [ForgetsLiterals, ForgetsATensor, CutsOtherUnits, BreaksThePort, NamesNothing]
-)
-def test_wrong_rewrites_are_caught_and_undone(
-    rewrite: type[Rewrite], verification: Verify, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = with_gradients(convolutions(), convolution_inputs())
-    before = snapshot(model)
-    monkeypatch.setattr(managing, "rewrites", lambda: {"prune-units": rewrite()})
-    record = PassManager(model, verify=verification).apply(PruneUnits(axis=CHANNELS, units=(2,)))
-    assert record.kind == "failure", record.line()
-    assert_same(before, snapshot(model))
 
 
 # -- refusals and vetoes -------------------------------------------------------------------------

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import fx
 
 from esper.ir import modes
 from esper.ir.anatomy import NO_LEAF, leaves
 from esper.ir.printer import print_node
+from esper.ir.scope import Scope
 from esper.ir.shapes import describe
 from esper.ir.terms import Term, atoms_of
 
@@ -18,12 +18,19 @@ if TYPE_CHECKING:
     from esper.ir.axes import AxisTable
     from esper.ir.model import Model
 
+T = TypeVar("T")
 
-def tensor_sizes(model: Model, scope: list[fx.Node]) -> Iterator[str]:
+
+def tensor_sizes(model: Model, scope: Scope) -> Iterator[str]:
     """tensor-sizes: every parameter and buffer has the sizes that its axes have."""
     table = model.table
-    tensors = dict(model.all_tensors())
-    for name, terms in table.tensors.items():
+    names = list(table.tensors)
+    if scope.local:
+        also = scope.tensors & table.tensors.keys()
+        names = list(dict.fromkeys([*_of(model, scope, table.tensors_of), *sorted(also)]))
+    tensors = {n: model.tensor(n) for n in names} if scope.local else dict(model.all_tensors())
+    for name in names:
+        terms = table.tensors[name]
         tensor = tensors.get(name)
         if tensor is None:
             yield f"tensor-sizes: the axes know a tensor {name} that the model has not"
@@ -33,10 +40,14 @@ def tensor_sizes(model: Model, scope: list[fx.Node]) -> Iterator[str]:
             yield f"tensor-sizes: {name} is {describe(tensor)}, dim {dim} should be {size}: {line}"
 
 
-def value_sizes(model: Model, scope: list[fx.Node]) -> Iterator[str]:
+def value_sizes(model: Model, scope: Scope) -> Iterator[str]:
     """value-sizes: every recorded value has the sizes that its axes have."""
     table = model.table
-    for node in model.graph.nodes:
+    nodes = scope.graph_nodes(model)
+    if scope.local:
+        also = set(_of(model, scope, table.values_of)) - {node.name for node in nodes}
+        nodes = (*nodes, *(node for node in model.graph.nodes if node.name in also))
+    for node in nodes:
         for value, terms in _pairs(node.meta.get("val"), table.values.get(node.name)):
             if wrong := _wrong_dim(table, value.shape, terms):
                 dim, size = wrong
@@ -44,11 +55,16 @@ def value_sizes(model: Model, scope: list[fx.Node]) -> Iterator[str]:
                 yield f"value-sizes: it is {describe(value)}, dim {dim} should be {size}: {line}"
 
 
-def literals(model: Model, scope: list[fx.Node]) -> Iterator[str]:
+def literals(model: Model, scope: Scope) -> Iterator[str]:
     """literals: integers in arguments that stand for sizes equal them."""
     table = model.table
     nodes = model.nodes
-    for literal in table.literals:
+    found = table.literals
+    if scope.local:
+        here = {node.name for node in scope.nodes}
+        found = _of(model, scope, table.literals_of)
+        found += [literal for literal in table.literals if literal.node in here]
+    for literal in found:
         node = nodes.get(literal.node)
         if node is None:
             yield f"literals: the axes know a node %{literal.node} that the graph has not"
@@ -66,10 +82,12 @@ def literals(model: Model, scope: list[fx.Node]) -> Iterator[str]:
             yield f"literals: argument {where} is {present!r}, the axes ask for {wanted}: {line}"
 
 
-def units(model: Model, scope: list[fx.Node]) -> Iterator[str]:
+def units(model: Model, scope: Scope) -> Iterator[str]:
     """units: unit numbers are unique, were given out, fit the size; no retired ID lives."""
     table = model.table
-    for name, identity in model.identities.axes.items():
+    living = model.identities.axes
+    for name in sorted(scope.axes & living.keys()) if scope.axes is not None else living:
+        identity = living[name]
         ids = identity.unit_ids
         if name in model.identities.retired:
             yield f"units: {name} is both alive and retired"
@@ -88,6 +106,11 @@ def units(model: Model, scope: list[fx.Node]) -> Iterator[str]:
                 tensor = min(identity.members)[0]
                 line = _reader(model, tensor)
                 yield f"units: {name} has {size} units and {len(ids)} unit numbers: {line}"
+
+
+def _of(model: Model, scope: Scope, index: dict[int, list[T]]) -> list[T]:
+    """Entries of an index by atom that belong to the axes of a local scope."""
+    return list(dict.fromkeys(item for a in scope.atoms(model) for item in index.get(a, ())))
 
 
 def _atom(table: AxisTable, tensor: str, dim: int, leaf: int) -> int | None:

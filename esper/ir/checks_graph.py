@@ -11,6 +11,7 @@ from torch import fx
 
 from esper.ir import modes, shapes
 from esper.ir.printer import print_node
+from esper.ir.scope import Scope
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -18,15 +19,21 @@ if TYPE_CHECKING:
 _UNBACKED = re.compile(r"\bu\d+\b")
 
 
-def order(model: Model, scope: list[fx.Node]) -> Iterator[str]:
+def order(model: Model, scope: Scope) -> Iterator[str]:
     """order: operands are in the graph and come before; names are unique; one output, last."""
+    if scope.local:
+        for node in scope.nodes:
+            for operand in node.all_input_nodes:
+                if operand.graph is not node.graph or operand >= node:
+                    yield _early(model, node, operand)
+        return
     seen: set[fx.Node] = set()
     names: set[str] = set()
     nodes = list(model.graph.nodes)
     for node in nodes:
         for operand in node.all_input_nodes:
             if operand not in seen:
-                yield f"order: %{operand.name} is used before it is computed: {_line(model, node)}"
+                yield _early(model, node, operand)
         if node.name in names:
             yield f"order: two nodes are called %{node.name}: {_line(model, node)}"
         seen.add(node)
@@ -37,9 +44,11 @@ def order(model: Model, scope: list[fx.Node]) -> Iterator[str]:
         yield f"order: the graph has {len(outputs)} outputs, or does not end with one: {last}"
 
 
-def attributes(model: Model, scope: list[fx.Node]) -> Iterator[str]:
+def attributes(model: Model, scope: Scope) -> Iterator[str]:
     """attributes: every tensor that is read exists."""
-    for node in model.graph.find_nodes(op="get_attr"):
+    for node in scope.graph_nodes(model):
+        if node.op != "get_attr":
+            continue
         value: Any = model
         for part in str(node.target).split("."):
             value = getattr(value, part, None)
@@ -47,17 +56,19 @@ def attributes(model: Model, scope: list[fx.Node]) -> Iterator[str]:
             yield f"attributes: there is no {node.target}: {_line(model, node)}"
 
 
-def lint(model: Model, scope: list[fx.Node]) -> Iterator[str]:
+def lint(model: Model, scope: Scope) -> Iterator[str]:
     """lint: whatever else torch.fx itself complains of."""
+    if scope.local:
+        return  # nothing that it looks at has changed
     try:
         model.graph.lint()
     except (RuntimeError, ValueError) as error:
         yield f"lint: {' '.join(str(error).split())[:300]}"
 
 
-def metadata(model: Model, scope: list[fx.Node]) -> Iterator[str]:
+def metadata(model: Model, scope: Scope) -> Iterator[str]:
     """metadata: nodes carry a value and a module path; mode-dependent literals fit the mode."""
-    for node in model.graph.nodes:
+    for node in scope.graph_nodes(model):
         if "val" not in node.meta:
             yield f"metadata: no value is recorded: {_line(model, node)}"
         if not isinstance(node.meta.get("module", ""), str):
@@ -80,11 +91,11 @@ def shapes_of(value: Any) -> str:
     return _UNBACKED.sub("u", shapes.describe(value))
 
 
-def computed_values(model: Model, scope: list[fx.Node]) -> Iterator[str]:
+def computed_values(model: Model, scope: Scope) -> Iterator[str]:
     """shapes: each node computes, from what its operands record, what it records itself."""
     mode = shapes.fake_mode(model.graph)
-    for node in scope:
-        if node.op not in ("call_function", "get_attr"):
+    for node in scope.nodes:
+        if node.op not in ("call_function", "get_attr") or node.name in scope.evaluated:
             continue
         recorded = node.meta.get("val")
         try:
@@ -97,7 +108,7 @@ def computed_values(model: Model, scope: list[fx.Node]) -> Iterator[str]:
             yield f"shapes: it computes {_placed(found)}: {_line(model, node)}"
 
 
-def leaves(model: Model, scope: list[fx.Node]) -> Iterator[str]:
+def leaves(model: Model, scope: Scope) -> Iterator[str]:
     """leaves: parameters are leaf tensors with memory, so that an optimizer can move them."""
     for name, parameter in model.named_parameters():
         if not parameter.is_leaf or parameter.is_meta:
@@ -116,6 +127,10 @@ def _placed(value: Any) -> str:
     return (
         f"{shapes.describe(value)} on {', '.join(devices)}" if devices else shapes.describe(value)
     )
+
+
+def _early(model: Model, node: fx.Node, operand: fx.Node) -> str:
+    return f"order: %{operand.name} is used before it is computed: {_line(model, node)}"
 
 
 def _line(model: Model, node: fx.Node) -> str:

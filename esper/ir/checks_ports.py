@@ -6,21 +6,22 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from torch import fx
-
 from esper.ir.codec import CodecError
 from esper.ir.ports import read_ports
 from esper.ir.printer import print_node
+from esper.ir.scope import Scope
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
 
 
-def ports(model: Model, scope: list[fx.Node]) -> Iterator[str]:
+def ports(model: Model, scope: Scope) -> Iterator[str]:
     """ports: inputs, outputs and their structure are those recorded."""
     recorded = model.ports
     if recorded is None:
         yield "ports: none are recorded, so a change of the signature would go unnoticed"
+        return
+    if scope.local and not any(node.op in ("placeholder", "output") for node in scope.nodes):
         return
     try:
         found = read_ports(model)
@@ -40,12 +41,17 @@ def ports(model: Model, scope: list[fx.Node]) -> Iterator[str]:
         yield f"ports: the structure of inputs or outputs changed: {print_node(model, nodes[-1])}"
 
 
-def ties(model: Model, scope: list[fx.Node]) -> Iterator[str]:
+def ties(model: Model, scope: Scope) -> Iterator[str]:
     """ties: names that stood for one tensor still do, as far as they exist."""
     if model.ports is None:
         return
+    axes = [model.anatomy.axes[name] for name in scope.axes or ()]
+    cut = {tensor for axis in axes for tensor, _ in axis.members}
+    groups = [g for g in model.ports.ties if not scope.local or not cut.isdisjoint(g)]
+    if not groups:
+        return
     canonical = model.canonical_names()
-    for names in model.ports.ties:
+    for names in groups:
         alive = [name for name in names if name in canonical]
         for name in alive[1:]:
             if canonical[name] != canonical[alive[0]]:

@@ -6,19 +6,18 @@ each problem begins with the code of its check and quotes the IR line that it is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
-
-from torch import fx
 
 from esper.errors import UsageError, VerificationError
 from esper.ir import checks_axes, checks_graph, checks_ports
+from esper.ir.scope import Change, Scope
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
 
 Stage = Literal["traced", "live", "lowered"]
-Check = Callable[["Model", list[fx.Node]], Iterator[str]]
+Check = Callable[["Model", Scope], Iterator[str]]
 
 # In order: a check may rely on those before it, and the first that finds problems is the last run.
 _GRAPH: tuple[Check, ...] = (
@@ -42,15 +41,15 @@ SPECS: dict[Stage, tuple[tuple[Check, ...], ...]] = {
 }
 
 
-def verify(model: Model, stage: Stage = "traced", nodes: Iterable[str] | None = None) -> None:
+def verify(model: Model, stage: Stage = "traced", change: Change | None = None) -> None:
     """Check every invariant of a stage; changes nothing.
 
     Args:
         model: the model.
         stage: `traced` (offline), `live` (while training: parameters must be leaves, too) or
             `lowered` (ops without axis rules are expected, so axes are not checked).
-        nodes: names of nodes that changed; shapes are then recomputed for these and their
-            consumers only. None recomputes all.
+        change: what happened to a model that was verified before; what it cannot have broken is
+            then left out. None checks everything.
 
     Raises:
         VerificationError: with every problem. Problems of the graph itself (order, dangling
@@ -59,17 +58,9 @@ def verify(model: Model, stage: Stage = "traced", nodes: Iterable[str] | None = 
     """
     if stage not in SPECS:
         raise UsageError(f"{stage!r} is no stage; stages are {', '.join(SPECS)}")
-    scope = _scope(model, nodes)
+    scope = Scope.of(model, change)
     for checks in SPECS[stage]:
         problems = tuple(problem for check in checks for problem in check(model, scope))
         if problems:
             count = "an invariant" if len(problems) == 1 else f"{len(problems)} invariants"
             raise VerificationError(f"the IR breaks {count}: {problems[0]}", problems)
-
-
-def _scope(model: Model, nodes: Iterable[str] | None) -> list[fx.Node]:
-    if nodes is None:
-        return list(model.graph.nodes)
-    wanted = set(nodes)
-    changed = [node for node in model.graph.nodes if node.name in wanted]
-    return list(dict.fromkeys([*changed, *(user for node in changed for user in node.users)]))

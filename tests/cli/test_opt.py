@@ -304,7 +304,7 @@ def test_verification_levels(model: str, monkeypatch: pytest.MonkeyPatch) -> Non
     seen: list[bool] = []
 
     def spy(subject: Any, **options: Any) -> None:
-        seen.append(options.get("nodes") is None)
+        seen.append(options.get("change") is None)
         real(subject, **options)
 
     monkeypatch.setattr(manager, "verify", spy)

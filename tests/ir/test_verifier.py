@@ -12,6 +12,7 @@ import torch
 
 from esper.errors import UsageError, VerificationError
 from esper.ir.model import Model
+from esper.ir.scope import Change
 from esper.ir.verifier import SPECS, verify
 from tests.ir.small import convolutions, perceptron
 
@@ -130,9 +131,12 @@ def test_shapes_looks_at_named_nodes_and_their_consumers_only() -> None:
     _ = model.table
     node = model.nodes["relu"]
     node.meta["val"] = node.meta["val"].double()
-    verify(model, nodes=["embedding"])
-    _expect(_fault(model, nodes=["relu"]), r"^shapes: it computes float32.*: %relu")
-    _expect(_fault(model, nodes=["linear"]), r"^shapes: it computes float32.*: %relu")
+    verify(model, change=Change(frozenset({"embedding"})))
+    for name in ("relu", "linear"):
+        fault = _fault(model, change=Change(frozenset({name})))
+        _expect(fault, r"^shapes: it computes float32.*: %relu")
+    computed = frozenset({"relu", "linear_1"})  # by the caller, who vouches for them
+    verify(model, change=Change(frozenset({"relu"}), evaluated=computed))
 
 
 def test_leaves_fires_while_training_only() -> None:
