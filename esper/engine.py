@@ -212,12 +212,16 @@ class Engine:
             self.context.progress(step, options.steps, f"searching, ratio {ratio:.3f}")
             with self.manager.transaction() as transaction:
                 try:
-                    self._items(with_ratio(inner, ratio).items, committed)
+                    records = self._items(with_ratio(inner, ratio).items, committed)
                     with self.stack.phase("quality"):
                         found = self.judge.judge_quality(self.model)
                     fast = found.accepted and self._reaches(committed)
                 finally:
                     transaction.roll_back()
+            if not any(record.kind == "passed" for record in records):
+                tried[f"{ratio:.4f}"] = "nothing to cut"
+                low = ratio
+                continue
             tried[f"{ratio:.4f}"] = found.figures.get("quality_after", found.accepted)
             if found.accepted and fast:
                 best, high = ratio, ratio  # enough speed: look for a smaller cut
@@ -229,7 +233,7 @@ class Engine:
         reason = (
             f"ratio {best:.3f} is the best of {options.steps} within the quality budget"
             if best is not None
-            else f"none of {options.steps} ratios met the quality budget"
+            else f"none of {options.steps} ratios cut anything within the quality budget"
             + (f" and the target of {self.target_speedup:g}x" if self.target_speedup else "")
         )
         kind: Any = "analysis" if best is not None else "missed"

@@ -449,6 +449,23 @@ def test_search_that_finds_nothing_leaves_the_model() -> None:
     assert judge.asked == []
 
 
+def test_search_does_not_take_a_ratio_that_cuts_nothing_for_a_find() -> None:
+    poor = Judgement(False, "quality", "too poor")
+    cuts_something = []
+
+    def quality(model: Model) -> Judgement:
+        cuts_something.append(model.anatomy.axes[AXES[0]].size < WIDTH)
+        return poor if cuts_something[-1] else Judgement(True, "within-budget", "")
+
+    # Low ratios round to no unit at all.
+    made, records = search(FakeJudge(lambda a, b: YES, quality), steps=8)
+    (remark,) = records
+    assert remark.kind == "missed"
+    assert "none of 8 ratios cut anything within the quality budget" in remark.reason
+    assert "nothing to cut" in remark.figures["tried"].values()
+    assert len(made.model.history) == 0
+
+
 def test_search_stops_at_the_smallest_cut_that_is_fast_enough() -> None:
     def decide(baseline: Model, candidate: Model) -> Judgement:
         cut = WIDTH - candidate.anatomy.axes[AXES[0]].size

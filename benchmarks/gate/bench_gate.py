@@ -64,12 +64,9 @@ def fastest(models: Sequence[esper.Model], call: Call, rounds: int) -> list[floa
 def calibrate(cell: Cell, target: float, gate: Gate, launcher: Launcher, processes: int) -> Change:
     """Choose the ballast that slows `cell` by `target`, then establish the ratio by a long run."""
     plain = cell.build(0)
-    rounds = 100
-    small, large = 64, 4096
-    base, low, high = fastest([plain, cell.build(small), cell.build(large)], cell.call(), rounds)
-    # Time is linear in the rows, above a constant for the extra ops.
-    slope = (high - low) / (large - small)
-    rows = max(1, round(small + (base * target - low) / slope))
+    large = 4096
+    base, high = fastest([plain, cell.build(large)], cell.call(), 100)
+    rows = max(1, round(large * (target - 1) * base / max(high - base, 1e-9)))
     tried: list[Change] = []
     for _ in range(ATTEMPTS):
         table = gate.measure(
@@ -89,7 +86,10 @@ def calibrate(cell: Cell, target: float, gate: Gate, launcher: Launcher, process
         )
         if abs(row.ratio - target) <= NEAR:
             break
-        rows = max(1, rows + round((target - row.ratio) * base / slope))
+        # Least squares through the origin over all attempts: time grows with the rows.
+        cost = sum(c.rows * (c.ratio - 1) for c in tried) / sum(c.rows**2 for c in tried)
+        step = (target - 1) / (cost * rows) if cost > 0 else 2.0
+        rows = max(1, round(rows * min(max(step, 0.4), 2.5)))
     return min(tried, key=lambda change: abs(change.ratio - target))
 
 

@@ -19,6 +19,10 @@ Evaluate = Callable[[Any], float]
 """The user's metric of a module; higher is better."""
 
 
+class NoMetricError(QualityError):
+    """The metric raised or gave no finite number."""
+
+
 @runtime_checkable
 class LossLike(Protocol):
     """Anything with an amount and a flag whether that is relative."""
@@ -159,23 +163,28 @@ class QualityBudget:
     def judge(self, candidate: nn.Module) -> Quality:
         """Whether the candidate stays within the budget.
 
-        Raises QualityError when the metric raises, is not finite, or changes the model.
+        A metric that raises or is not finite was fine for the baseline, so that speaks against the
+        candidate, which is not admissible. Raises QualityError when the metric changes the model.
         """
         if self._before is None:
             raise QualityError("set_baseline must be called before candidates are judged.")
         details: dict[str, float] = {}
+        failure = ""
         if self._evaluate is None:
             details = drift(self._outputs, [floating_outputs(candidate, c) for c in self._data])
             after = 1.0 - details["drift"]
         else:
-            after = guarded(self._evaluate, candidate)
+            try:
+                after = guarded(self._evaluate, candidate)
+            except NoMetricError as error:
+                after, failure = math.nan, f": {error}"
         floor = self.max_loss.floor(self._before)
         # Written so that NaN is refused.
         admissible = after >= floor
         name = "fidelity on the calibration data" if self._evaluate is None else "quality"
         reason = (
             f"{name} {self._before:.4g} -> {after:.4g}, "
-            f"{'within' if admissible else 'outside'} the allowed loss of {self.max_loss}"
+            f"{'within' if admissible else 'outside'} the allowed loss of {self.max_loss}{failure}"
         )
         return Quality(
             admissible=admissible,
@@ -193,19 +202,18 @@ class QualityBudget:
 def guarded(evaluate: Evaluate, model: nn.Module) -> float:
     """`evaluate(model)` in evaluation mode, checked; the mode of the model is restored.
 
-    Raises QualityError when it raises, returns no finite number, or changes parameters or buffers.
+    Raises NoMetricError when it raises or returns no finite number, QualityError when it changes
+    parameters or buffers.
     """
     name = getattr(evaluate, "__name__", type(evaluate).__name__)
     training = model.training
     before = state_hash(model)
+    raised: Exception | None = None
     model.eval()
     try:
         result = evaluate(model)
-    except Exception as error:  # whatever the user's code raises
-        first = (str(error).strip() or "no message").splitlines()[0]
-        raise QualityError(
-            f"the evaluation function {name} raised {type(error).__name__}: {first}"
-        ) from error
+    except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+        raised = error
     finally:
         model.train(training)
     if state_hash(model) != before:
@@ -213,14 +221,19 @@ def guarded(evaluate: Evaluate, model: nn.Module) -> float:
             f"the evaluation function {name} changed parameters or buffers of the model; "
             "it must only read."
         )
+    if raised is not None:
+        first = (str(raised).strip() or "no message").splitlines()[0]
+        raise NoMetricError(
+            f"the evaluation function {name} raised {type(raised).__name__}: {first}"
+        ) from raised
     try:
         value = float(result)
     except (TypeError, ValueError, RuntimeError):
-        raise QualityError(
+        raise NoMetricError(
             f"the evaluation function {name} returned {type(result).__name__}, not a number."
         ) from None
     if not math.isfinite(value):
-        raise QualityError(f"the evaluation function {name} returned {value}.")
+        raise NoMetricError(f"the evaluation function {name} returned {value}.")
     return value
 
 

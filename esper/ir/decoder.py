@@ -18,6 +18,7 @@ from esper.ir import codec, shapes
 from esper.ir.anatomy import Identities, Identity
 from esper.ir.codec import CodecError
 from esper.ir.model import Model
+from esper.ir.module_tree import adopt, owner_of
 from esper.ir.ports import Ports, read_ports, same_description
 from esper.ir.pytrees import decode_spec
 from esper.ir.symbols import Symbols, bounded
@@ -36,7 +37,7 @@ def model(
     holder = _holder(graph, tensors)
     symbols = Symbols(graph["symbols"])
     result = Model(holder, _graph(graph, symbols))
-    _adopt(result, holder)
+    adopt(result, holder)
     _propagate(result, symbols, graph["nodes"])
     training = graph["training"]
     if type(training) is not bool:
@@ -81,7 +82,7 @@ def _holder(graph: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> to
     """Bare modules with the tensors, in the order of the saved model."""
     holder = torch.nn.Module()
     for name in _list_of(graph["modules"], str, "modules"):
-        _owner(holder, f"{codec.tensor_name(name)}.x")
+        owner_of(holder, f"{codec.tensor_name(name)}.x")
     made: dict[str, torch.Tensor] = {}
     for facts in _list_of(graph["tensors"], dict, "tensors"):
         name = codec.tensor_name(facts["name"])
@@ -102,36 +103,12 @@ def _holder(graph: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> to
         if isinstance(tensor, torch.nn.Parameter) != (trainable is not None):
             raise CodecError(f"{name} is tied to a tensor of another kind")
         if isinstance(tensor, torch.nn.Parameter):
-            _owner(holder, name).register_parameter(leaf, tensor)
+            owner_of(holder, name).register_parameter(leaf, tensor)
         else:
-            _owner(holder, name).register_buffer(leaf, tensor, persistent=bool(persistent))
+            owner_of(holder, name).register_buffer(leaf, tensor, persistent=bool(persistent))
     if surplus := sorted(tensors.keys() - made.keys()):
         raise CodecError(f"it holds data for {surplus[0][:100]}, which no module has")
     return holder
-
-
-def _owner(root: torch.nn.Module, name: str) -> torch.nn.Module:
-    module = root
-    for part in name.split(".")[:-1]:
-        if part not in module._modules:
-            module.add_module(part, torch.nn.Module())
-        child = module._modules[part]
-        assert child is not None
-        module = child
-    return module
-
-
-def _adopt(result: Model, holder: torch.nn.Module) -> None:
-    """Take over the holder's modules: torch.fx copies those that the graph reads, in its order."""
-    pairs: tuple[tuple[Any, Any], ...] = (
-        (result._modules, holder._modules),
-        (result._parameters, holder._parameters),
-        (result._buffers, holder._buffers),
-    )
-    for own, other in pairs:
-        own.clear()
-        own.update(other)
-    result._non_persistent_buffers_set = set(holder._non_persistent_buffers_set)
 
 
 # -- graph ---------------------------------------------------------------------------------------

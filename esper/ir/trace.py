@@ -18,9 +18,12 @@ from esper.ir import shapes
 from esper.ir.canonicalize import canonicalize
 from esper.ir.model import Model
 from esper.ir.modes import get_path
+from esper.ir.module_tree import adopt, owner_of
 from esper.ir.ports import read_ports
+from esper.ir.reserved import rename_reserved, renamed_path
 
 aten = torch.ops.aten
+_RENAMED = "renamed"
 Dynamic = Literal["batch", "static"] | Mapping[str, Sequence[int]]
 
 
@@ -56,7 +59,11 @@ def trace(
     training = module.training
     main = _export(module, args, kwargs, shapes_spec)
     other = _export_in_mode(module, args, kwargs, shapes_spec, not training)
-    model = _build(main)
+    model = _build(main, module)
+    model.notes.extend(
+        f"{old} is called {new} here, because {old} is an attribute of every Model"
+        for old, new in main.meta[_RENAMED].items()
+    )
     if isinstance(other, TraceError):
         model.notes.append(f"cannot switch to {_mode(not training)} mode exactly: {other}")
     else:
@@ -139,6 +146,7 @@ def _export(
     except Exception as error:
         raise TraceError(explain(error, module)) from error
     assert isinstance(exported, fx.GraphModule)
+    exported.meta[_RENAMED] = rename_reserved(exported)
     canonicalize(exported)
     return exported
 
@@ -181,17 +189,30 @@ def _user_line(error: BaseException) -> str | None:
     return None
 
 
-def _build(exported: fx.GraphModule) -> Model:
-    """A Model that owns copies of the exported tensors and slim, serialisable metadata."""
+def _build(exported: fx.GraphModule, module: torch.nn.Module) -> Model:
+    """A Model that owns copies of the exported tensors and slim, serialisable metadata.
+
+    Tensors come in the order of the original module, so that state dicts read alike.
+    """
     holder = torch.nn.Module()
+    original = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    renamed: dict[str, str] = exported.meta[_RENAMED]
+    for path, part in module.named_modules(remove_duplicate=False):
+        if next(part.parameters(), None) is not None or next(part.buffers(), None) is not None:
+            owner_of(holder, f"{renamed_path(path, renamed)}.x" if path else "x")
     copies: dict[int, torch.Tensor] = {}
     named = [
         *exported.named_parameters(remove_duplicate=False),
         *exported.named_buffers(remove_duplicate=False),
     ]
+    order = {renamed_path(name, renamed): i for i, (name, _) in enumerate(original)}
+    named.sort(key=lambda item: order.get(item[0], len(order)))
     persistent = set(exported.state_dict())
     for name, tensor in named:
-        owner = _owner(holder, name)
+        owner = owner_of(holder, name)
         leaf = name.rpartition(".")[2]
         if id(tensor) not in copies:
             copies[id(tensor)] = _own(tensor)
@@ -204,13 +225,15 @@ def _build(exported: fx.GraphModule) -> Model:
         _slim(node)
         if node.op == "get_attr" and _missing(holder, str(node.target)):
             value = _fetch(exported, str(node.target))
-            owner, leaf = _owner(holder, str(node.target)), str(node.target).rpartition(".")[2]
+            owner, leaf = owner_of(holder, str(node.target)), str(node.target).rpartition(".")[2]
             if isinstance(value, torch.Tensor):  # a constant made while tracing
                 owner.register_buffer(leaf, value.detach().clone())
             else:
                 setattr(owner, leaf, value)
     _read_everything(exported.graph, [name for name, _ in named])
-    return Model(holder, exported.graph)
+    model = Model(holder, exported.graph)
+    adopt(model, holder)
+    return model
 
 
 def _read_everything(graph: fx.Graph, names: list[str]) -> None:
@@ -227,17 +250,6 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
     return tensor.detach().clone()
-
-
-def _owner(root: torch.nn.Module, name: str) -> torch.nn.Module:
-    module = root
-    for part in name.split(".")[:-1]:
-        if part not in module._modules:
-            module.add_module(part, torch.nn.Module())
-        child = module._modules[part]
-        assert child is not None
-        module = child
-    return module
 
 
 def _fetch(root: torch.nn.Module, name: str) -> Any:

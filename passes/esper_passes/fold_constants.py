@@ -141,12 +141,28 @@ def _written(model: Model) -> set[str]:
         if node.op == "get_attr" and str(node.target) in names and written_later(node):
             written.add(names[str(node.target)])
         if node.target is aten.batch_norm.default:
-            written.update(
-                names[str(read.target)] for read in node.args[3:5] if isinstance(read, fx.Node)
-            )
+            # Statistics may be views of buffers: whatever they are made of is written.
+            for statistics in node.args[3:5]:
+                written.update(names[n] for n in _tensors_below(statistics) if n in names)
         if node.meta.get("counter") in names:
             written.add(names[node.meta["counter"]])
     return written
+
+
+def _tensors_below(value: Any) -> set[str]:
+    """Names of the tensors that a node is, or is computed from."""
+    found: set[str] = set()
+    seen: set[fx.Node] = set()
+    stack = [value] if isinstance(value, fx.Node) else []
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        stack.extend(node.all_input_nodes)
+        if node.op == "get_attr":
+            found.add(str(node.target))
+    return found
 
 
 def _pure(node: fx.Node) -> bool:

@@ -62,6 +62,35 @@ def test_metric_within_and_outside() -> None:
     assert refused.loss == pytest.approx(0.0091)
 
 
+@pytest.mark.parametrize("failure", [math.nan, -math.inf, "ValueError"])
+def test_a_metric_that_fails_on_a_candidate_alone_refuses_it(failure: float | str) -> None:
+    answers: list[float | str] = [0.9, failure, 0.9]
+
+    def metric(_: Any) -> float:
+        answer = answers.pop(0)
+        if isinstance(answer, str):
+            raise ValueError("input contains NaN")
+        return answer
+
+    budget, model = QualityBudget(metric), small()
+    budget.set_baseline(model)
+    refused = budget.judge(model)
+    assert not refused.admissible
+    assert math.isnan(refused.after)
+    assert "outside the allowed loss of 1%: the evaluation function metric" in refused.reason
+    assert budget.judge(model).admissible
+
+
+def test_a_metric_that_raises_and_changes_the_model_is_an_error() -> None:
+    def metric(model: Any) -> float:
+        with torch.no_grad():
+            next(model.parameters()).add_(1.0)
+        raise ValueError("late")
+
+    with pytest.raises(QualityError, match="changed parameters or buffers"):
+        guarded(metric, small())
+
+
 def test_drift_is_zero_for_a_copy_and_bounds_the_energy_of_the_change() -> None:
     model = small().eval()
     budget = QualityBudget(max_loss=0.01, data=DATA)

@@ -440,3 +440,74 @@ def test_a_copy_is_independent() -> None:
     both(model, module, modes_input())
     assert model.training
     assert list(copied.state_dict()) == list(model.state_dict())
+
+
+class OnlyBuffers(nn.Module):
+    """A module of buffers alone stands first, and tensors are read in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.constants = nn.Module()
+        self.constants.register_buffer("values", torch.rand(4))
+        self.second = nn.Linear(4, 4)
+        self.first = nn.Linear(4, 4)
+        self.register_buffer("late", torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        table, late = self.constants.values, self.late
+        assert isinstance(table, Tensor)
+        assert isinstance(late, Tensor)
+        out: Tensor = self.second(self.first(x) * late + table)
+        return out
+
+
+def test_tensors_are_in_the_order_of_the_original_module() -> None:
+    module = OnlyBuffers()
+    model = esper.trace(module, (torch.randn(2, 4),))
+    assert list(model.state_dict()) == list(module.state_dict())
+    assert list(copy.deepcopy(model).state_dict()) == list(module.state_dict())
+
+
+class Reserved(nn.Module):
+    """Attributes that bear names of a Model's own attributes."""
+
+    history: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plan = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.table = nn.Module()
+        self.table.register_buffer("values", torch.rand(4))
+        self.table_ = nn.Parameter(torch.rand(4))
+        self.register_buffer("history", torch.rand(4), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.table.values
+        assert isinstance(values, Tensor)
+        out: Tensor = self.norm(self.plan(x)) + values * self.table_ + self.history
+        return out
+
+
+def test_names_that_a_model_needs_itself_are_moved_aside() -> None:
+    module, x = Reserved(), torch.randn(5, 4)
+    for training in (True, False):
+        module.train(training)
+        model = esper.trace(module, (x,))
+        both(model, copy.deepcopy(module), x)
+        assert list(model.state_dict()) == [
+            "table_", "plan_.weight", "plan_.bias", "norm.weight", "norm.bias",
+            "norm.running_mean", "norm.running_var", "norm.num_batches_tracked", "table__.values",
+        ]  # fmt: skip
+        assert "table is called table__ here, because table is an attribute of every Model" in (
+            model.notes
+        )
+        assert len(model.notes) == 3
+        assert callable(model.plan)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_zoo_state_dicts_are_in_the_original_order(name: str) -> None:
+    module, args, kwargs = MODELS[name]()
+    model = esper.trace(module, args, kwargs)
+    assert list(model.state_dict()) == list(module.state_dict())

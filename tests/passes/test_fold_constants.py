@@ -124,6 +124,27 @@ def test_state_noise_and_parameters_are_not_constant() -> None:
         assert reason in record.reason
 
 
+class Folded(nn.Module):
+    """A batch norm whose statistics are a view of a buffer: training writes through the view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("statistics", torch.ones(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        statistics = self.statistics
+        assert isinstance(statistics, Tensor)
+        mean, variance = statistics[0] * 2, statistics[1] * 2
+        return nn.functional.batch_norm(x, mean, variance) + statistics[0].exp()
+
+
+def test_what_batch_norm_statistics_are_made_of_is_no_constant() -> None:
+    model = traced(Folded(), torch.randn(4, 3).double())
+    _, records, remarks = drive(FoldConstants(), model)
+    assert not records
+    assert [remark.code for remark in remarks] == ["nothing-constant"]
+
+
 def test_frozen_parameters_are_constant() -> None:
     module = Rotation().requires_grad_(False)
     folded, _, _ = drive(FoldConstants(), traced(module, torch.randn(3, 4, 2).double()))
