@@ -1,0 +1,1 @@
+"""Benchmarks for a CUDA device, run by `benchmarks/gpu_suite.sh`."""
