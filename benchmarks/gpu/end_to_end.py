@@ -25,12 +25,9 @@ from esper.errors import EsperError
 from esper.gate.gate import Gate
 
 # What heads are called depends on whether they share keys; a pass without work only says so.
-PIPELINE = ",".join(
-    (
-        "prune{axes=neurons ratio=0.5 align=64}",
-        "prune{axes=heads ratio=0.25 align=1}",
-        "prune{axes=kv-groups ratio=0.25 align=1}",
-    )
+PIPELINE = (
+    "prune{axes=neurons ratio=0.5 align=64},prune{axes=heads ratio=0.25 align=1},"
+    "prune{axes=kv-groups ratio=0.25 align=1}"
 )
 
 
