@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	&& echo $$p && break; done)
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: all demo test lint format types contracts bench clean
+.PHONY: all demo test zoo lint format types contracts bench clean
 
 all: lint types contracts test
 
@@ -25,7 +25,11 @@ demo: $(STAMP)
 	$(BIN)/python -m examples.demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not zoo" $(PYTEST_ARGS)
+
+# Every model of the zoo through the whole protocol.
+zoo: $(STAMP)
+	$(BIN)/python -m pytest tests/zoo $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
