@@ -26,7 +26,16 @@ NO_LEAF = -1  # leaf position of an axis of one unit, which a new analysis does 
 NO_ATOM = -1  # atom of such an axis
 
 # Which role names an axis when it has several: the most specific use wins.
-_KINDS = ("heads", "query-heads", "head-size", "vocabulary", "embedding", "groups", "channels")
+_KINDS = (
+    "hidden",
+    "heads",
+    "query-heads",
+    "head-size",
+    "vocabulary",
+    "embedding",
+    "groups",
+    "channels",
+)
 
 
 @dataclass
@@ -70,7 +79,8 @@ class Axis:
 
     Attributes:
         id: stable ID, `axis:<path>/<kind>`.
-        kind: heads, kv-groups, query-heads, head-size, neurons, channels, groups, embedding, ...
+        kind: heads, kv-groups, query-heads, head-size, neurons, channels, groups, embedding,
+            hidden, ...
         size: number of units.
         unit_ids: position -> birth number of the unit.
         members: (tensor, dimension) pairs in which the units live.

@@ -31,7 +31,7 @@ def canonicalize(module: fx.GraphModule) -> None:
     _inline_regions(module)
     _drop_checks(module)
     _functionalize(module.graph)
-    spell(module.graph)
+    spell(module)
     _state_sizes(module.graph)
     _state_bounds(module.graph)
     _state_squeezed(module.graph)

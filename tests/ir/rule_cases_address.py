@@ -89,6 +89,12 @@ CASES: dict[str, Case] = {
         {},
         {"l0/neurons": "addressed by data (index_put)", "root/units": "addressed by data (index_put)"},
     ),
+    "index of constant neighbours": Case(
+        lambda m, x: m.l1(m.l0(x)[:, [-3, -2]]),
+        lambda: {"l0": nn.Linear(4, 7), "l1": nn.Linear(2, 2)},
+        rows(),
+        {"l0/neurons": 4, "l0/neurons.2": 2},
+    ),
     "one hot": Case(
         lambda m, x: m.l1(F.one_hot(m.l0(x).argmax(-1), 6).to(x.dtype)),
         linears(4, 6, 2),

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from tests.ir.rule_case import Case, linears, rows, tokens
 
 GATES = "gates of a recurrent cell"
-DECODE = "rules are tried without the layers of a decoder"
 
 
 def _head(m: Any, x: Tensor) -> Any:
