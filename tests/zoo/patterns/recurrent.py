@@ -134,7 +134,13 @@ class Scan(nn.Module):
 TABLE: tuple[Entry, ...] = (
     pattern("rnn_tagger", Tagger, ids(), reach={"embedding": 1, "hidden": 1}, fast=True),
     pattern("gru_last_state", LastState, tokens(), reach={"hidden": 1}),
-    pattern("lstm_projected", Projected, tokens(), reach={"hidden": 2}),
+    pattern(
+        "lstm_projected",
+        Projected,
+        tokens(3),
+        reach={"hidden": 1},
+        stops={"axis:lstm/hidden": "projections must stay narrower than it"},
+    ),
     pattern("seq2seq", Seq2Seq, tokens(), tokens(4, 4), reach={"hidden": 1}),
     pattern("lstm_cell_loop", Unrolled, tokens(3), reach={"hidden": 1}),
     pattern("gated_by_hand", MinimalGated, tokens(3), reach={"neurons": 1}),

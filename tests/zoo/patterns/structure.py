@@ -206,7 +206,7 @@ class ModeSwitch(nn.Module):
 TABLE: tuple[Entry, ...] = (
     pattern("splits", Splits, rows(), reach={"neurons": 1}, fast=True),
     pattern("uneven_skips", UnevenSkips, rows(), reach={"neurons": 3}),
-    pattern("in_place_writes", Writes, rows(), reach={"neurons": 4}, fast=True),
+    pattern("in_place_writes", Writes, rows(), reach={"neurons": 3, "units": 1}, fast=True),
     pattern("recycled_layer", Recycled, rows(), reach={"neurons": 1}),
     pattern("siamese", Siamese, rows(), rows(), reach={"neurons": 2}),
     pattern("tied_autoencoder", TiedAutoEncoder, rows(), reach={"neurons": 2}),
@@ -222,5 +222,5 @@ TABLE: tuple[Entry, ...] = (
         reach={"neurons": 1},
         stops={"axis:inner/neurons": "addressed by data (index)"},
     ),
-    pattern("mode_switch", ModeSwitch, series(), reach={"channels": 1, "neurons": 1}),
+    pattern("mode_switch", ModeSwitch, series(), reach={"channels": 2}),
 )
