@@ -24,12 +24,22 @@ _ASSERTIONS = {
 }
 
 
+# Ops that may hand back their operand though their schemas do not say so.
+_SOMETIMES_VIEWS = {
+    aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.type_as.default,
+}
+
+
 def canonicalize(module: fx.GraphModule) -> None:
     """Rewrite `module.graph` in place; values in `meta["val"]` are kept for every new node."""
     _inline_regions(module)
     _drop_checks(module)
     _functionalize(module.graph)
     _state_sizes(module.graph)
+    _state_views(module.graph)
     _state_bounds(module.graph)
     _state_squeezed(module.graph)
     _state_scale(module.graph)
@@ -129,16 +139,14 @@ def functional_variant(target: Any) -> Any | None:
 
 
 def _functionalize(graph: fx.Graph) -> None:
-    """Replace in-place ops whose target is a fresh value that no view shares."""
+    """Replace in-place ops where nothing else reads the memory that they write."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         variant = functional_variant(node.target)
         if variant is None or not isinstance(node.args[0], fx.Node):
             continue
         written = node.args[0]
-        if written.op != "call_function" or _shares_storage(written):
-            continue
-        if any(_is_view(user) and order[user] < order[node] for user in written.users):
+        if not _reads_nowhere_else(written, order, order[node]):
             continue
         node.target = variant
         later = [user for user in written.users if user is not node and order[user] > order[node]]
@@ -146,17 +154,36 @@ def _functionalize(graph: fx.Graph) -> None:
             user.replace_input_with(written, node)
 
 
-def _is_view(node: fx.Node) -> bool:
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return target is operator.getitem
-    return any(
-        a.alias_info is not None and not a.alias_info.is_write for a in target._schema.arguments
-    )
+def _reads_nowhere_else(written: fx.Node, order: dict[fx.Node, int], at: int) -> bool:
+    """Whether no other value that shares the memory of `written` is read from place `at` on."""
+    root = written
+    while (base := _viewed(root)) is not None:
+        root = base
+    if root.op != "call_function":
+        return False
+    shared, pending = {root}, [root]
+    while pending:
+        value = pending.pop()
+        views = [user for user in value.users if _viewed(user) is value and order[user] < at]
+        pending += [view for view in views if view not in shared]
+        shared.update(views)
+    shared.discard(written)
+    return all(order[user] < at for value in shared for user in value.users)
 
 
-def _shares_storage(node: fx.Node) -> bool:
-    return _is_view(node)
+def _viewed(node: fx.Node) -> fx.Node | None:
+    """The operand whose memory a value shares, or may share."""
+    if node.op != "call_function" or not node.args:
+        return None
+    if node.target is operator.getitem or node.target in _SOMETIMES_VIEWS:
+        return node.args[0]  # type: ignore[return-value]
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    for argument, operand in zip(node.target._schema.arguments, node.args, strict=False):
+        alias = argument.alias_info
+        if alias is not None and not alias.is_write and isinstance(operand, fx.Node):
+            return operand
+    return None
 
 
 def _state_sizes(graph: fx.Graph) -> None:
@@ -169,6 +196,50 @@ def _state_sizes(graph: fx.Graph) -> None:
         if all(isinstance(size, int) for size in sizes):
             node.target = aten.split_with_sizes.default
             node.args, node.kwargs = (node.args[0], sizes, dim), {}
+
+
+def _state_views(graph: fx.Graph) -> None:
+    """Sizes of views that are computed from others (batch * heads) hide literals.
+
+    They become literals where they are static, and -1 where that says the same.
+    """
+    for node in graph.nodes:
+        if node.target not in (aten.view.default, aten.reshape.default, aten.expand.default):
+            continue
+        stated, after = list(node.args[1]), list(node.meta["val"].shape)
+        computed = {
+            i
+            for i, size in enumerate(stated)
+            if isinstance(size, fx.Node) and size.target is not aten.sym_size.int
+        }
+        if not computed:
+            continue
+        static = [_static(size) for size in after]
+        if node.target is aten.expand.default:
+            before = node.args[0].meta["val"].shape
+            lead = len(after) - len(before)
+            kept = {i for i in computed if i >= lead and _equal(before[i - lead], after[i])}
+        else:
+            kept = computed if static.count(None) == 1 else set()
+        for i, size in enumerate(static):
+            if size is not None and (i in computed or stated[i] == -1):
+                stated[i] = size
+            elif i in kept:
+                stated[i] = -1
+        node.args = (node.args[0], stated, *node.args[2:])
+
+
+def _static(size: Any) -> int | None:
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression) if expression.is_Integer else None
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Equal for all values of the symbols, without a guard."""
+    x, y = (s if isinstance(s, int) else s.node.expr for s in (a, b))
+    return bool(x == y)
 
 
 def _state_bounds(graph: fx.Graph) -> None:
