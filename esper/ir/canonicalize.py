@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from esper.ir.inplace import functionalize
+
 aten = torch.ops.aten
 
 _ASSERTIONS = {
@@ -24,20 +26,11 @@ _ASSERTIONS = {
 }
 
 
-# Ops that may hand back their operand though their schemas do not say so.
-_SOMETIMES_VIEWS = {
-    aten.dropout.default,
-    aten.feature_dropout.default,
-    aten.alpha_dropout.default,
-    aten.type_as.default,
-}
-
-
 def canonicalize(module: fx.GraphModule) -> None:
     """Rewrite `module.graph` in place; values in `meta["val"]` are kept for every new node."""
     _inline_regions(module)
     _drop_checks(module)
-    _functionalize(module.graph)
+    functionalize(module.graph)
     _state_sizes(module.graph)
     _state_views(module.graph)
     _state_bounds(module.graph)
@@ -127,63 +120,6 @@ def _call(
     node = graph.call_function(target, args)
     node.meta = dict(like.meta)
     return node
-
-
-def functional_variant(target: Any) -> Any | None:
-    """`aten.relu` for `aten.relu_`, or None."""
-    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
-        return None
-    name = target._schema.name.split("::")[1]
-    packet = getattr(aten, name[:-1], None) if name.endswith("_") else None
-    return getattr(packet, target._overloadname, None) if packet is not None else None
-
-
-def _functionalize(graph: fx.Graph) -> None:
-    """Replace in-place ops where nothing else reads the memory that they write."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        variant = functional_variant(node.target)
-        if variant is None or not isinstance(node.args[0], fx.Node):
-            continue
-        written = node.args[0]
-        if not _reads_nowhere_else(written, order, order[node]):
-            continue
-        node.target = variant
-        later = [user for user in written.users if user is not node and order[user] > order[node]]
-        for user in later:
-            user.replace_input_with(written, node)
-
-
-def _reads_nowhere_else(written: fx.Node, order: dict[fx.Node, int], at: int) -> bool:
-    """Whether no other value that shares the memory of `written` is read from place `at` on."""
-    root = written
-    while (base := _viewed(root)) is not None:
-        root = base
-    if root.op != "call_function":
-        return False
-    shared, pending = {root}, [root]
-    while pending:
-        value = pending.pop()
-        views = [user for user in value.users if _viewed(user) is value and order[user] < at]
-        pending += [view for view in views if view not in shared]
-        shared.update(views)
-    shared.discard(written)
-    return all(order[user] < at for value in shared for user in value.users)
-
-
-def _viewed(node: fx.Node) -> fx.Node | None:
-    """The operand whose memory a value shares, or may share."""
-    if node.op != "call_function" or not node.args:
-        return None
-    if node.target is operator.getitem or node.target in _SOMETIMES_VIEWS:
-        return node.args[0]  # type: ignore[return-value]
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return None
-    for argument, operand in zip(node.target._schema.arguments, node.args, strict=False):
-        alias = argument.alias_info
-        if alias is not None and not alias.is_write and isinstance(operand, fx.Node):
-            return operand
-    return None
 
 
 def _state_sizes(graph: fx.Graph) -> None:

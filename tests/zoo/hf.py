@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.models import BATCH, CLASSES, SEQUENCE, VOCABULARY, finish, pick, seeded
-from tests.zoo.entry import Built, Entry
+from tests.zoo.entry import Build, Built, Entry
 
 Inputs = Callable[[torch.dtype], dict[str, Tensor]]
 
@@ -83,13 +84,13 @@ def joined(*parts: Inputs) -> Inputs:
     return lambda dtype: {name: value for part in parts for name, value in part(dtype).items()}
 
 
-def build(name: str, fields: str, inputs: Inputs, options: Mapping[str, Any]) -> Any:
+def build(name: str, fields: str, inputs: Inputs, options: Mapping[str, Any]) -> Build:
     """Builder of `transformers.<name>` with those configuration options, seeded by its name."""
 
     def built(dtype: torch.dtype) -> Built:
         import transformers
 
-        kind = getattr(transformers, name)
+        kind: Any = getattr(transformers, name)
         with seeded(zlib.crc32(name.encode())):
             model = kind(kind.config_class(**options))
             made = inputs(dtype)
@@ -101,13 +102,38 @@ def build(name: str, fields: str, inputs: Inputs, options: Mapping[str, Any]) ->
 
 def entry(
     name: str,
-    family: str,
     model: str,
-    fields: str,
+    reach: str,
+    *options: str | Mapping[str, Any],
+    family: str,
+    base: Mapping[str, Any],
     inputs: Inputs,
-    reach: Mapping[str, int],
-    options: Mapping[str, Any],
+    fields: str,
     **rest: Any,
 ) -> Entry:
-    """One entry: a model class by name, the fields kept of its output, and its configuration."""
-    return Entry(name, family, build(model, fields, inputs, options), reach, **rest)
+    """One entry from text that fits a table.
+
+    Args:
+        name, family, rest: as for `Entry`.
+        model: a class of `transformers`.
+        reach: `kind number, ...`.
+        options: of its configuration on top of `base`, as mappings or as text `key=value, ...`.
+        inputs: makes named inputs in a dtype; fields: attributes kept of the output.
+    """
+    merged = dict(base)
+    for each in options:
+        merged.update(mapping(each) if isinstance(each, str) else each)
+    return Entry(name, family, build(model, fields, inputs, merged), counts(reach), **rest)
+
+
+def mapping(text: str) -> dict[str, Any]:
+    """`a=1, b=[2, 3]` as a mapping."""
+    call = ast.parse(f"dict({text})", mode="eval").body
+    assert isinstance(call, ast.Call)
+    return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+
+
+def counts(text: str) -> dict[str, int]:
+    """`heads 2, neurons 3` as numbers by kind."""
+    pairs = (item.rsplit(" ", 1) for item in text.split(", ") if item)
+    return {kind: int(number) for kind, number in pairs}
