@@ -34,8 +34,9 @@ class Use:
     """A place where units are consumed: contracted, reduced or normalised.
 
     `kind` says what removing a unit means there: `zero` (it contributes nothing), `mean`
-    (the mean is over the units that stay), `layer_norm`, `rms_norm`, `group_norm`
-    (statistics over the units that stay).
+    (the mean is over the units that stay), `layer_norm`, `rms_norm`, `group_norm`, `moments`
+    (statistics over the units that stay), `lowest`, `highest`, `one` (it counts as minus
+    infinity, infinity or one: the neutral values of maxima, minima and products).
     """
 
     node: str
@@ -107,6 +108,14 @@ class Rules:
         """Sizes of a node's tensor value: ints, or sympy expressions where symbolic."""
         return shape_of((node or self.node).meta["val"])
 
+    def shape_of(self, value: Any) -> list[Any]:
+        """Sizes of one value of a node that has several."""
+        return shape_of(value)
+
+    def is_one(self, dim: Dim) -> bool:
+        """Whether a dim has one element, as those that broadcast."""
+        return bool(find(dim).size == 1)
+
     # -- writing -----------------------------------------------------------------------------
 
     def fresh(self, size: Any, frozen: str | None = None) -> Dim:
@@ -138,6 +147,17 @@ class Rules:
         """Forbid cutting these dims."""
         for dim in [dims] if isinstance(dims, Dim) else dims:
             self._solver.freeze(dim, reason)
+
+    def freeze_all(self, dims: Any, reason: str) -> None:
+        """Forbid cutting any dim of a value, nested in lists as its results are."""
+        _freeze_all(self, dims, reason)
+
+    def settled(self, dim: Dim) -> bool:
+        """Whether no unit of a dim may be cut any more, whatever comes."""
+        dim = find(dim)
+        if dim.form == "atom":
+            return dim.frozen is not None or bool(dim.size == 1)
+        return all(map(self.settled, dim.parts))
 
     def couple(self, dims: Dim | Sequence[Dim], reason: str) -> None:
         """Cutting these dims changes statistics of what stays."""

@@ -1,9 +1,9 @@
 """Bring an exported graph into the forms that rules and passes rely on.
 
 Guards and metadata assertions go, `no_grad` regions are inlined behind `detach`, in-place
-element-wise ops become functional where nothing else sees the mutation, `split` and `chunk`
-state their sizes, slices count from the front, squeezes name what goes, and attention states its
-scale.
+element-wise ops become functional where nothing else sees the mutation, ops of several names
+get one, `split` and `chunk` state their sizes, slices and selections count from the front,
+squeezes name what goes, and attention states its scale.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from esper.ir.inplace import functionalize
+from esper.ir.spelling import spell
 
 aten = torch.ops.aten
 
@@ -31,6 +32,7 @@ def canonicalize(module: fx.GraphModule) -> None:
     _inline_regions(module)
     _drop_checks(module)
     functionalize(module.graph)
+    spell(module.graph)
     _state_sizes(module.graph)
     _state_views(module.graph)
     _state_bounds(module.graph)
@@ -179,7 +181,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _state_bounds(graph: fx.Graph) -> None:
-    """Slice bounds count from the front where the dim is static: from the end they would move."""
+    """Bounds and indices count from the front where the dim is static: from the end they would move."""
     for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
         arguments: list[Any] = [*node.args, *([0, None, None][len(node.args) - 1 :])]
         dim, bounds = arguments[1], arguments[2:4]
@@ -191,6 +193,11 @@ def _state_bounds(graph: fx.Graph) -> None:
                 for bound, below in zip(bounds, negative, strict=True)
             ]
             node.args = (*arguments[:2], *bounds, *arguments[4:])
+    for node in graph.find_nodes(op="call_function", target=aten.select.int):
+        x, dim, index = node.args
+        size = x.meta["val"].shape[dim]
+        if isinstance(size, int) and isinstance(index, int) and index < 0:
+            node.args = (x, dim, index + size)
 
 
 def _state_squeezed(graph: fx.Graph) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from esper.ir.model import Model
 
 aten = torch.ops.aten
+UNSCALED = ("one", "lowest", "highest")
 
 
 def gated(model: Model, axes: Sequence[str]) -> tuple[Model, dict[str, torch.nn.Parameter]]:
@@ -44,6 +45,8 @@ def gated(model: Model, axes: Sequence[str]) -> tuple[Model, dict[str, torch.nn.
         copied.register_parameter(f"gate_{number}", gate)
         gates[axis_id] = gate
         for place, use in enumerate(table.uses_of.get(axis.atom, ())):
+            if use.kind in UNSCALED:
+                continue  # a unit is left out there by a value other than zero
             index = torch.from_numpy(unit_index(use.term, axis.atom, table.sizes))
             node = nodes[use.node]
             operand = get_path(node, use.path)

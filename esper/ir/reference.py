@@ -7,7 +7,8 @@ the terms: masks are inserted with `torch.where`, never by multiplication (NaN *
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def masked_reference(model: Model, removed: Mapping[str, Sequence[int]]) -> Mode
     for name, uses in by_node.items():
         node = nodes[name]
         masks = {use: _mask(use, keep, table.sizes) for use in uses}
-        if uses[0].kind in _NORMS:
+        if uses[0].kind in _NORMS or uses[0].kind == "moments":
             _normalise_kept(reference, node, masks)
             continue
         for use, mask in masks.items():
@@ -89,9 +90,13 @@ def _mask_operand(model: Model, node: fx.Node, use: Use, mask: torch.Tensor) -> 
     rank = operand.meta["val"].ndim
     read = _buffer(model, node, mask.reshape([-1] + [1] * (rank - use.dim - 1)))
     with model.graph.inserting_before(node):
-        masked = model.graph.call_function(aten.where.ScalarOther, (read, operand, 0.0))
+        masked = model.graph.call_function(aten.where.ScalarOther, (read, operand, _NEUTRAL[use.kind]))
     masked.meta = _like(operand)
     set_path(node, use.path, masked)
+
+
+# What a masked unit counts as where statistics are not taken over the rest by other means.
+_NEUTRAL = {"zero": 0.0, "mean": 0.0, "one": 1.0, "lowest": -math.inf, "highest": math.inf}
 
 
 def _rescale(model: Model, node: fx.Node, masks: Mapping[Use, torch.Tensor]) -> None:
@@ -114,8 +119,9 @@ def _normalise_kept(model: Model, node: fx.Node, masks: Mapping[Use, torch.Tenso
         combined = combined & mask.reshape(shape)
     read = _buffer(model, node, combined)
     kind = next(iter(masks)).kind
+    norm = _MOMENTS[node.target] if kind == "moments" else _NORMS[kind]
     with model.graph.inserting_before(node):
-        made = model.graph.call_function(_NORMS[kind], (read, *node.args), node.kwargs)
+        made = model.graph.call_function(norm, (read, *node.args), node.kwargs)
     made.meta = _like(node)
     node.replace_all_uses_with(made)
     model.graph.erase_node(node)
@@ -178,6 +184,34 @@ def group_norm(
     return y if bias is None else y + bias.reshape(channels)
 
 
+def _moments(finish: Callable[[torch.Tensor, torch.Tensor], Any]) -> Callable[..., Any]:
+    def moments(
+        mask: torch.Tensor,
+        x: torch.Tensor,
+        dim: Sequence[int] | None = None,
+        *,
+        correction: float | None = None,
+        keepdim: bool = False,
+    ) -> Any:
+        """Variance and mean over the elements where `mask` holds, as in `torch.var_mean`."""
+        dims = list(range(x.ndim)) if dim is None else list(dim)
+        count = mask.expand(x.shape).sum(dims, keepdim=True)
+        mean = torch.where(mask, x, 0.0).sum(dims, keepdim=True) / count
+        squares = torch.where(mask, x - mean, 0.0).square().sum(dims, keepdim=True)
+        variance = squares / (count - (1 if correction is None else correction))
+        if not keepdim:
+            variance, mean = variance.squeeze(dims), mean.squeeze(dims)
+        return finish(variance, mean)
+
+    return moments
+
+
+_MOMENTS: dict[Any, Any] = {
+    aten.var.correction: _moments(lambda variance, mean: variance),
+    aten.std.correction: _moments(lambda variance, mean: variance.sqrt()),
+    aten.var_mean.correction: _moments(lambda variance, mean: (variance, mean)),
+    aten.std_mean.correction: _moments(lambda variance, mean: (variance.sqrt(), mean)),
+}
 _NORMS: dict[str, Any] = {
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,

@@ -118,13 +118,17 @@ CASES: dict[str, Case] = {
             "b": nn.Conv2d(4, 3, 1),
         },
         image(),
-        {},
-        {
-            "a/channels": "grouped transposed convolution",
-            "t/units": "grouped transposed convolution",
-            "t/units.2": "grouped transposed convolution",
-            "t/channels": "grouped transposed convolution",
+        {"a/groups": 2, "a/channels": 3, "t/channels": 2},
+    ),
+    "depthwise conv transpose": Case(
+        lambda m, x: m.b(m.t(m.a(x))),
+        lambda: {
+            "a": nn.Conv1d(2, 6, 1),
+            "t": nn.ConvTranspose1d(6, 6, 2, groups=6),
+            "b": nn.Conv1d(6, 3, 1),
         },
+        lambda: torch.randn(3, 2, 4),
+        {"a/channels": 6},
     ),
     # attention
     "attention": Case(

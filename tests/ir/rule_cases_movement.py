@@ -129,6 +129,51 @@ CASES: dict[str, Case] = {
         {"l0/neurons.2": 6},
         {"l0/neurons": "taken apart by unbind"},
     ),
+    "tensor split, narrow": Case(
+        lambda m, x: m.l1(m.l0(x).tensor_split(2, 1)[0] * m.l0(x).narrow(1, 3, 3)),
+        lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(3, 2)},
+        rows(),
+        {"l0/neurons": 3},
+    ),
+    "hsplit, hstack, tile": Case(
+        lambda m, x: m.l1(torch.hstack(m.l0(x).hsplit(2)[::-1]).tile(1, 2)),
+        lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(12, 2)},
+        rows(),
+        {"l0/neurons": 3, "l0/neurons.2": 3},
+        {"l1/units": "copies made by repeat"},
+    ),
+    "swapaxes, moveaxis, broadcast_to, view_as": Case(
+        lambda m, x: m.l1(
+            (m.l0(x).swapaxes(1, 2).moveaxis(1, -1) + m.s.broadcast_to(3, 5, 6))
+            .flatten(0, 1)
+            .view_as(m.l0(x))
+        ),
+        linears(4, 6, 2, s=lambda: parameter(1, 1, 6)),
+        tokens(),
+        {"l0/neurons": 6},
+    ),
+    "written in part": Case(
+        lambda m, x: (lambda h: (h[:, :2].mul_(2.0), h[:, 4:].copy_(m.l2(x)), m.l1(h))[-1])(
+            m.l0(x).clone()
+        ),
+        linears(4, 6, 2, l2=lambda: nn.Linear(4, 2)),
+        rows(),
+        {"l0/neurons": 2, "l0/neurons.2": 2, "l2/neurons": 2},
+    ),
+    "filled in part": Case(
+        lambda m, x: (lambda h: (h[:, :2].fill_(2.0), h[:, 2:].copy_(m.l0(x)), m.l1(h))[-1])(
+            torch.zeros(x.shape[0], 6, dtype=x.dtype)
+        ),
+        lambda: {"l0": nn.Linear(4, 4), "l1": nn.Linear(6, 2)},
+        rows(),
+        {"l0/neurons": 4, "l1/units": 2},
+    ),
+    "scatter of a slice": Case(
+        lambda m, x: m.l1(torch.slice_scatter(m.l0(x), m.l2(x)[:, :2], 1, 0, 2)),
+        linears(4, 6, 2, l2=lambda: nn.Linear(4, 6)),
+        tokens(),
+        {"l0/neurons": 6},
+    ),
     "slice": Case(
         lambda m, x: m.l1(m.l0(x)[:, 2:6]) + m.l2(m.l0(x)[:, -3:]),
         lambda: {"l0": nn.Linear(4, 9), "l1": nn.Linear(4, 2), "l2": nn.Linear(3, 2)},
@@ -138,6 +183,13 @@ CASES: dict[str, Case] = {
     "slice with a step": Case(
         lambda m, x: m.l1(m.l0(x)[:, ::2]),
         lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(3, 2)},
+        rows(),
+        {"l0/neurons": 3},
+        {"l0/neurons.2": "selects equal parts"},
+    ),
+    "slice with a step that does not divide": Case(
+        lambda m, x: m.l1(m.l0(x)[:, ::4]),
+        lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(2, 2)},
         rows(),
         {},
         {
@@ -160,12 +212,12 @@ CASES: dict[str, Case] = {
         {"l0/neurons": 6},
     ),
     "select a unit": Case(
-        lambda m, x: m.l0(x)[:, 2],
+        lambda m, x: m.l0(x)[:, 2] + m.l0(x)[:, -1],
         linears(4, 6),
         rows(),
-        {},
-        {"l0/neurons": "addressed by position (select)"},
+        {"l0/neurons": 2, "l0/neurons.2": 2},
     ),
+    "select among inputs": Case(lambda m, x: x[:, 2], linears(4, 6), rows(), {}),
     "embedding": Case(
         lambda m, x: m.l0(m.e((x[:, 0] > 0).long())),
         lambda: {"e": nn.Embedding(9, 6), "l0": nn.Linear(6, 2)},
@@ -219,9 +271,15 @@ CASES: dict[str, Case] = {
         {"l0/neurons": 6},
     ),
     "pad": Case(
-        lambda m, x: m.l1(F.pad(m.l0(x), (1, 1))),
-        lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(8, 2)},
+        lambda m, x: m.l1(F.pad(m.l0(x), (2, 1)) + m.l2(x)),
+        lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(9, 2), "l2": nn.Linear(4, 9)},
         rows(),
+        {"l0/neurons": 6, "l1/neurons": 2},
+    ),
+    "pad by reflection": Case(
+        lambda m, x: m.l1(F.pad(m.l0(x), (1, 1), mode="reflect")),
+        lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(8, 2)},
+        tokens(),
         {},
         {"l0/neurons": "padded", "l1/units": "padded"},
     ),

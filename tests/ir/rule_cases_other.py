@@ -31,31 +31,79 @@ CASES: dict[str, Case] = {
         lossy=("l0/embedding",),
     ),
     "max": Case(
-        lambda m, x: m.l0(x).amax(-1),
+        lambda m, x: m.l1(m.l0(x)) + m.l0(x).amax(-1, keepdim=True) - m.l0(x).min(1)[0][:, None],
+        linears(4, 6, 2),
+        rows(),
+        {"l0/neurons": 6},
+        lossy=("l0/neurons",),
+    ),
+    "places of maxima": Case(
+        lambda m, x: sum(m.l0(x).max(-1)),
         linears(4, 6),
         rows(),
         {},
-        {"l0/neurons": "reduced by aten.amax.default"},
+        {"l0/neurons": "reduced by aten.max.dim"},
+    ),
+    "logsumexp and product": Case(
+        lambda m, x: m.l0(x).logsumexp(-1) * m.l1(x).prod(1),
+        lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(4, 5)},
+        rows(),
+        {"l0/neurons": 6, "l1/neurons": 5},
+        lossy=("l0/neurons", "l1/neurons"),
+    ),
+    "moments": Case(
+        lambda m, x: (
+            (m.l0(x).var(-1, unbiased=False, keepdim=True) + m.l0(x).std(1, correction=0)[:, None])
+            * sum(torch.var_mean(m.l1(x), 1, correction=0))[:, None]
+        ),
+        lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(4, 5)},
+        rows(),
+        {"l0/neurons": 6, "l1/neurons": 5},
+        lossy=("l0/neurons", "l1/neurons"),
+    ),
+    "norms": Case(
+        lambda m, x: m.l1(F.normalize(m.l0(x), dim=-1)) * torch.linalg.norm(m.l0(x), 3, dim=1)[:, None],
+        linears(4, 6, 2),
+        rows(),
+        {"l0/neurons": 6},
+    ),
+    "matrix norm": Case(
+        lambda m, x: torch.linalg.matrix_norm(m.l0(x)) + torch.linalg.matrix_norm(m.l1(x), 1),
+        lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(4, 5)},
+        tokens(),
+        {"l0/neurons": 6},
+        {"l1/neurons": "reduced by aten.linalg_matrix_norm.default"},
+    ),
+    "argmax": Case(
+        lambda m, x: m.l0(x).argmax(-1) + m.l1(x).count_nonzero(1),
+        lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(4, 5)},
+        rows(),
+        {},
+        {
+            "l0/neurons": "reduced by aten.argmax.default",
+            "l1/neurons": "reduced by aten.count_nonzero.default",
+        },
     ),
     "max of another dim": Case(
         lambda m, x: m.l1(m.l0(x).max(1).values), linears(4, 6, 2), tokens(), {"l0/neurons": 6}
     ),
     "softmax": Case(
-        between(lambda h: h.softmax(-1)),
+        between(lambda h: h.softmax(-1) + h.log_softmax(1)),
         linears(4, 6, 2),
         rows(),
-        {},
-        {"l0/neurons": "aten.softmax.int runs along it"},
+        {"l0/neurons": 6},
+        lossy=("l0/neurons",),
     ),
     "softmax of another dim": Case(
         lambda m, x: m.l1(m.l0(x).softmax(1)), linears(4, 6, 2), tokens(), {"l0/neurons": 6}
     ),
-    "cumsum": Case(
-        between(lambda h: h.cumsum(-1)),
+    "cumsum": Case(between(lambda h: h.cumsum(-1)), linears(4, 6, 2), rows(), {"l0/neurons": 6}),
+    "cumprod": Case(
+        between(lambda h: h.cumprod(-1)),
         linears(4, 6, 2),
         rows(),
         {},
-        {"l0/neurons": "aten.cumsum.default runs along it"},
+        {"l0/neurons": "aten.cumprod.default runs along it"},
     ),
     "flip": Case(
         between(lambda h: h.flip(-1)),
@@ -92,13 +140,13 @@ CASES: dict[str, Case] = {
     # contracts and the unknown
     "input and output": Case(lambda m, x: m.l0(x), linears(4, 6), rows(), {}),
     "op without a rule": Case(
-        lambda m, x: m.l1(torch.cummax(m.l0(x), -1).values),
+        lambda m, x: m.l1(torch.linalg.matrix_power(m.l0(x).mT @ m.l0(x), 2)),
         linears(4, 6, 2),
-        rows(),
+        tokens(),
         {},
         {
-            "l0/neurons": "no axis rule for aten.cummax.default",
-            "l1/units": "made by an op without a rule",
+            "l0/neurons": "no axis rule for aten.linalg_matrix_power.default",
+            "l1/units": "no axis rule for aten.linalg_matrix_power.default",
         },
     ),
 }

@@ -12,7 +12,23 @@ import torch
 
 from esper.errors import UsageError
 from esper.ir.axes import Rule
-from esper.ir.rules import attention, contraction, elementwise, index, norm, pool, reduction, shape
+from esper.ir.rules import (
+    address,
+    attention,
+    contraction,
+    einsum,
+    elementwise,
+    index,
+    norm,
+    opaque,
+    pool,
+    products,
+    recurrent,
+    reduction,
+    shape,
+    spectral,
+    window,
+)
 
 
 class Registry:
@@ -36,21 +52,32 @@ class Registry:
         if rule is not None:
             return rule
         pointwise = isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
-        # In-place ops that survive tracing write to views or parameters: not merely element-wise.
-        if pointwise and not target._schema.is_mutable:
+        if not pointwise:
+            return None
+        # In-place ops that survive tracing write to views or parameters: the result is the first
+        # operand, whatever its size; `out=` variants write to another and have no rule.
+        if not target._schema.is_mutable:
             return elementwise.pointwise
-        return None
+        written = [a.alias_info is not None for a in target._schema.arguments]
+        return elementwise.inplace if written[0] and not any(written[1:]) else None
 
 
 REGISTRY = Registry(
     elementwise.TABLE,
     contraction.TABLE,
+    products.TABLE,
+    einsum.TABLE,
+    recurrent.TABLE,
     attention.TABLE,
     norm.TABLE,
     shape.TABLE,
+    window.TABLE,
     index.TABLE,
+    address.TABLE,
     reduction.TABLE,
     pool.TABLE,
+    spectral.TABLE,
+    opaque.TABLE,
 )
 
 

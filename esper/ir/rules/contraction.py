@@ -30,10 +30,11 @@ def linear(r: Rules) -> Dims:
 
 def matmul(r: Rules) -> Dims:
     """(..., n, k) @ (..., k, m); 1-D operands as in numpy; batch dims broadcast."""
-    return _matmul(r, 0, 1)
+    return matmul_of(r, 0, 1)
 
 
-def _matmul(r: Rules, first: int, second: int) -> Dims:
+def matmul_of(r: Rules, first: int, second: int) -> Dims:
+    """As `matmul`, of the arguments at two positions."""
     a, b = r.of(r.arg(first)), r.of(r.arg(second))
     left, right = a[-1], b[-2] if len(b) > 1 else b[-1]
     r.unify(left, right)
@@ -52,30 +53,8 @@ def _matmul(r: Rules, first: int, second: int) -> Dims:
 
 
 def addmm(r: Rules) -> Dims:
-    """input + a @ b (also baddbmm)."""
-    return r.broadcast(_matmul(r, 1, 2), r.of(r.arg(0)))
-
-
-def einsum(r: Rules) -> Dims | None:
-    """Equal letters unify; letters absent from the output are consumed."""
-    equation, operands = r.arg(0).replace(" ", ""), list(r.arg(1))
-    if "." in equation or "->" not in equation:
-        for operand in operands:
-            r.freeze(r.of(operand), "einsum with an ellipsis or an implicit output")
-        return [r.fresh(s, "einsum with an ellipsis or an implicit output") for s in r.shape()]
-    inputs, output = equation.split("->")
-    seen: dict[str, Any] = {}
-    for position, (letters, operand) in enumerate(zip(inputs.split(","), operands, strict=True)):
-        dims = r.of(operand)
-        for i, letter in enumerate(letters):
-            if letters.count(letter) > 1:
-                r.freeze(dims[i], "einsum takes a diagonal")
-            if letter in seen:
-                r.unify(seen[letter], dims[i])
-            seen.setdefault(letter, dims[i])
-            if letter not in output:
-                r.use((1, position), i, dims[i])
-    return [seen[letter] for letter in output]
+    """input + a @ b (also baddbmm, addmv)."""
+    return r.broadcast(matmul_of(r, 1, 2), r.of(r.arg(0)))
 
 
 def convolution(r: Rules) -> Dims:
@@ -104,8 +83,14 @@ def conv_transpose(r: Rules) -> Dims:
         r.use((0,), 1 if batched else 0, channel)
         out = weight[1]
     else:
-        r.freeze([channel, weight[0], weight[1]], "grouped transposed convolution")
-        out = r.fresh(r.shape()[1 if batched else 0], "grouped transposed convolution")
+        group, inner = r.fresh(groups), r.fresh(r.shape(r.arg(1))[0] // groups)
+        r.role(group, "groups" if r.shape(r.arg(1))[0] != groups else "channels")
+        r.unify(channel, r.product([group, inner]))
+        r.unify(weight[0], channel)
+        r.literal((6,) if len(r.node.args) > 6 else ("groups",), group)
+        if r.shape(r.arg(1))[0] != groups:
+            r.use((0,), 1 if batched else 0, channel)
+        out = r.product([group, weight[1]])
     return _convolved(r, x, weight, out, batched)
 
 
@@ -144,7 +129,7 @@ TABLE: dict[Any, Rule] = {
     aten.dot.default: matmul,
     aten.addmm.default: addmm,
     aten.baddbmm.default: addmm,
-    aten.einsum.default: einsum,
+    aten.addmv.default: addmm,
     aten.conv1d.default: convolution,
     aten.conv2d.default: convolution,
     aten.conv3d.default: convolution,

@@ -18,6 +18,27 @@ def pointwise(r: Rules) -> Dims:
     return r.broadcast(*operands)
 
 
+def inplace(r: Rules) -> Dims:
+    """An element-wise op that writes to its first operand, seen through views by their dims."""
+    pointwise(r)
+    return r.of(r.arg(0))
+
+
+def broadcast_tensors(r: Rules) -> list[Dims]:
+    """Every tensor with the shape of all of them."""
+    operands = [r.of(tensor) for tensor in r.arg(0)]
+    result = r.broadcast(*operands)
+    return [result] * len(operands)
+
+
+def meshgrid(r: Rules) -> list[Dims]:
+    """Vectors to grids; with `indexing="xy"` the first two dims swap."""
+    dims = [r.of(tensor)[0] if r.of(tensor) else r.fresh(1) for tensor in r.arg(0)]
+    if r.arg(1, "indexing", "ij") == "xy" and len(dims) > 1:
+        dims[:2] = dims[1::-1]
+    return [list(dims) for _ in dims]
+
+
 def same(r: Rules) -> Any:
     """Ops whose result has the dims of their first operand."""
     return r.of(r.arg(0))
@@ -91,6 +112,44 @@ TABLE: dict[Any, Rule] = {
     aten.where.self: pointwise,
     aten.where.ScalarSelf: pointwise,
     aten.where.ScalarOther: pointwise,
+    aten.masked_fill_.Scalar: inplace,
+    aten.masked_fill_.Tensor: inplace,
+    aten.copy_.default: inplace,
+    aten.copy.default: inplace,
+    aten.fill_.Scalar: inplace,
+    aten.fill_.Tensor: inplace,
+    aten.fill.Scalar: inplace,
+    aten.fill.Tensor: inplace,
+    aten.zero_.default: inplace,
+    aten.zero.default: inplace,
+    aten.normal_.default: inplace,
+    aten.uniform_.default: inplace,
+    aten.exponential_.default: inplace,
+    aten.exponential.default: same,
+    aten.bernoulli.default: same,
+    aten.bernoulli.p: same,
+    aten.rrelu.default: same,
+    aten.hardswish.default: same,
+    aten.log_sigmoid.default: same,
+    aten.feature_alpha_dropout.default: same,
+    aten.floor_divide.default: pointwise,
+    aten.multiply.Tensor: pointwise,
+    aten.multiply.Scalar: pointwise,
+    aten.divide.Tensor: pointwise,
+    aten.divide.Scalar: pointwise,
+    aten.divide.Tensor_mode: pointwise,
+    aten.subtract.Tensor: pointwise,
+    aten.subtract.Scalar: pointwise,
+    aten.greater.Scalar: pointwise,
+    aten.greater.Tensor: pointwise,
+    aten.less.Scalar: pointwise,
+    aten.less.Tensor: pointwise,
+    aten.negative.default: same,
+    aten.absolute.default: same,
+    aten.fix.default: same,
+    aten.broadcast_tensors.default: broadcast_tensors,
+    aten.meshgrid.default: meshgrid,
+    aten.meshgrid.indexing: meshgrid,
     aten.glu.default: glu,
     aten.prelu.default: prelu,
     aten._to_copy.default: cast,

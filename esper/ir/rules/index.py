@@ -1,4 +1,4 @@
-"""Indexing, and tensors made from sizes."""
+"""Indexing by position, padding, and tensors made from sizes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ def slice_tensor(r: Rules) -> Dims:
         if isinstance(end, int) and end != sys.maxsize and end == size:
             r.literal((3,), dims[dim])
         return dims
+    if step > 1 and (strided := _strided(r, dims, dim, step)) is not None:
+        return strided
     if not (isinstance(size, int) and isinstance(after, int) and step == 1):
         r.freeze(dims[dim], "sliced with a step or a symbolic bound")
         dims[dim] = r.fresh(after, "sliced with a step or a symbolic bound")
@@ -48,55 +50,36 @@ def slice_tensor(r: Rules) -> Dims:
     return dims
 
 
-def select(r: Rules) -> Dims:
-    """select(dim, index): the dim is addressed by position, so it is frozen."""
-    dims, dim = r.of(r.arg(0)), r.arg(1)
-    dim %= len(dims)
-    r.freeze(dims[dim], "addressed by position (select)")
-    return [*dims[:dim], *dims[dim + 1 :]]
-
-
-def embedding(r: Rules) -> Dims:
-    """weight (V, D), indices (*) -> (*, D); V is addressed by data."""
-    weight = r.of(r.arg(0))
-    r.freeze(weight[0], "rows are addressed by data (embedding)")
-    r.role(weight[0], "vocabulary")
-    r.role(weight[1], "embedding")
-    return [*r.of(r.arg(1)), weight[1]]
-
-
-def advanced(r: Rules) -> Dims:
-    """index.Tensor: indexed dims are frozen; dims after contiguous leading indices pass."""
-    dims, indices = r.of(r.arg(0)), list(r.arg(1))
-    reason = "addressed by data (index)"
-    positions = [i for i, index in enumerate(indices) if index is not None]
-    for i in positions:
-        r.freeze(dims[i], reason)
-        r.freeze(r.of(indices[i]), reason)
-    adjacent = positions == list(range(positions[0], positions[-1] + 1))
-    masks = any(index.meta["val"].dtype in (torch.bool, torch.uint8) for index in indices if index)
-    if not adjacent or masks:
-        r.freeze(dims, reason)
-        return [r.fresh(size, reason) for size in r.shape()]
-    kept_before, kept_after = dims[: positions[0]], dims[positions[-1] + 1 :]
-    made = r.shape()[len(kept_before) : len(r.shape()) - len(kept_after)]
-    return [*kept_before, *(r.fresh(size, reason) for size in made), *kept_after]
-
-
-def index_select(r: Rules) -> Dims:
-    """index_select(dim, index): the indexed dim is frozen, the others pass."""
-    dims, dim = list(r.of(r.arg(0))), r.arg(1)
-    dim %= len(dims)
-    r.freeze(dims[dim], "addressed by data (index_select)")
-    dims[dim] = r.fresh(r.shape()[dim], "addressed by data (index_select)")
+def _strided(r: Rules, dims: Dims, dim: int, step: int) -> Dims | None:
+    """Every step-th unit: the dim is inner x step, and one of `step` is selected."""
+    size, after = r.shape(r.arg(0))[dim], r.shape()[dim]
+    start, end = r.arg(2, "start") or 0, r.arg(3, "end")
+    static = all(isinstance(value, int) for value in (size, after, start))
+    if not static or size % step or not 0 <= start < step or after != size // step:
+        return None
+    if isinstance(end, torch.fx.Node) or (isinstance(end, int) and end < size):
+        return None
+    inner = r.fresh(after)
+    if isinstance(end, int) and end == size and end != sys.maxsize:
+        r.literal((3,), dims[dim])
+    r.unify(dims[dim], r.product([inner, r.fresh(step, "selects equal parts")]))
+    dims[dim] = inner
     return dims
 
 
-def gather(r: Rules) -> Dims:
-    """gather(dim, index): index and source share positions, all are frozen."""
-    r.freeze(r.of(r.arg(0)), "addressed by data (gather)")
-    r.freeze(r.of(r.arg(2)), "addressed by data (gather)")
-    return r.of(r.arg(2))
+def select(r: Rules) -> Dims:
+    """select(dim, index): one unit of a sum; the index moves with the units before it."""
+    dims, dim, index = r.of(r.arg(0)), r.arg(1), r.arg(2)
+    dim %= len(dims)
+    size = r.shape(r.arg(0))[dim]
+    rest = [*dims[:dim], *dims[dim + 1 :]]
+    if not (isinstance(size, int) and isinstance(index, int) and index >= 0):
+        r.freeze(dims[dim], "addressed by position (select)")
+    elif not r.settled(dims[dim]):
+        before = r.split(dims[dim], [s for s in (index, 1, size - index - 1) if s])[: bool(index)]
+        if before:
+            r.literal((2,), *before)
+    return rest
 
 
 def positions(r: Rules) -> Dims:
@@ -132,13 +115,40 @@ def triangular(r: Rules) -> Dims:
 
 
 def pad(r: Rules) -> Dims:
-    """pad: padded dims are frozen, the others pass."""
+    """pad(x, widths, mode): constants are laid around a dim, whose units pass; else frozen.
+
+    `widths` holds (before, after) from the last dim on. Constants are units of their own, which
+    may go together with what they are added to (the shortcut of a narrower stage, say).
+    """
     dims, widths = list(r.of(r.arg(0))), r.arg(1)
+    constant = r.node.target is not aten.pad.default or r.arg(2, "mode", "constant") == "constant"
     for i in range(len(widths) // 2):
-        if widths[2 * i] or widths[2 * i + 1]:
-            r.freeze(dims[-1 - i], "padded")
-            dims[-1 - i] = r.fresh(r.shape()[-1 - i], "padded")
+        sides, at = widths[2 * i : 2 * i + 2], -1 - i
+        if not any(isinstance(side, torch.fx.Node) or side for side in sides):
+            continue
+        size = r.shape(r.arg(0))[at]
+        static = isinstance(size, int) and all(isinstance(s, int) and s >= 0 for s in sides)
+        if not (constant and static) or r.settled(dims[at]):
+            r.freeze(dims[at], "padded")
+            dims[at] = r.fresh(r.shape()[at], "padded")
+            continue
+        around = [r.fresh(side) if side else None for side in sides]
+        for side, made in enumerate(around):
+            if made is not None:
+                r.literal((1, 2 * i + side), made)
+        before, after = ([dim] if dim is not None else [] for dim in around)
+        dims[at] = r.total([*before, dims[at], *after])
     return dims
+
+
+def eye(r: Rules) -> Dims:
+    """eye(n): rows and columns are the same units."""
+    dim = r.fresh(r.shape()[0])
+    if isinstance(r.arg(0), int):
+        r.literal((0,), dim)
+    else:
+        r.freeze(dim, "a size computed at run time")
+    return [dim, dim]
 
 
 def scalar_tensor(r: Rules) -> Dims:
@@ -148,11 +158,29 @@ def scalar_tensor(r: Rules) -> Dims:
 
 TABLE: dict[Any, Rule] = {
     aten.slice.Tensor: slice_tensor,
+    aten.eye.default: eye,
+    **{
+        op: positions
+        for op in (
+            aten.eye.m,
+            aten.randint.default,
+            aten.randint.low,
+            aten.randperm.default,
+            aten.normal.float_float,
+            aten.linspace.default,
+            aten.logspace.default,
+            aten.tril_indices.default,
+            aten.triu_indices.default,
+            aten.hann_window.default,
+            aten.hann_window.periodic,
+            aten.hamming_window.default,
+            aten.blackman_window.default,
+            aten.kaiser_window.default,
+            aten.fft_fftfreq.default,
+            aten.fft_rfftfreq.default,
+        )
+    },
     aten.select.int: select,
-    aten.embedding.default: embedding,
-    aten.index.Tensor: advanced,
-    aten.index_select.default: index_select,
-    aten.gather.default: gather,
     aten.arange.default: positions,
     aten.arange.start: positions,
     aten.arange.start_step: positions,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from esper.ir.axes import Dims, Rule, Rules
+from esper.ir.unify import Dim, find
 
 aten = torch.ops.aten
 
@@ -26,6 +27,51 @@ def view(r: Rules) -> Dims:
 def flatten(r: Rules) -> Dims:
     """flatten: no literal sizes to keep."""
     return _regroup(r)
+
+
+def view_as(r: Rules) -> Dims:
+    """view_as, reshape_as: the sizes are those of the other operand."""
+    for mine, theirs in zip(_regroup(r), r.of(r.arg(1)), strict=True):
+        r.unify(theirs, mine)
+    return r.of(r.arg(1))
+
+
+def at_least(rank: int) -> Rule:
+    """atleast_2d, atleast_3d: dims of size 1 in front, and behind for 3."""
+
+    def rule(r: Rules) -> Any:
+        dims = list(r.of(r.arg(0)))
+        if len(dims) >= rank:
+            return dims
+        if len(dims) == 2:  # (H, W) -> (H, W, 1)
+            return [*dims, r.fresh(1)]
+        if len(dims) == 1:
+            return [r.fresh(1), *dims, *([r.fresh(1)] if rank == 3 else [])]
+        return [r.fresh(1) for _ in range(rank)]
+
+    return rule
+
+
+def slice_scatter(r: Rules) -> Dims:
+    """slice_scatter(x, source, dim, start, end): what lies beside `dim` runs parallel."""
+    return _beside(r, r.arg(2, "dim", 0), r.of(r.arg(1)))
+
+
+def select_scatter(r: Rules) -> Dims:
+    """select_scatter(x, source, dim, index): `source` lacks `dim`."""
+    dims, source, dim = r.of(r.arg(0)), list(r.of(r.arg(1))), r.arg(2)
+    dim %= len(dims)
+    return _beside(r, dim, [*source[:dim], dims[dim], *source[dim:]])
+
+
+def _beside(r: Rules, dim: int, source: Dims) -> Dims:
+    dims = r.of(r.arg(0))
+    for i, (mine, theirs) in enumerate(zip(dims, source, strict=True)):
+        if i == dim % len(dims):
+            r.freeze([mine, theirs], f"written in part by {r.node.target}")
+        else:
+            r.unify(mine, theirs)
+    return dims
 
 
 def unflatten(r: Rules) -> Dims:
@@ -165,12 +211,22 @@ def repeat(r: Rules) -> Dims:
     """repeat: each dim becomes copies x dim; the copies are one frozen broadcast atom."""
     dims, counts = r.of(r.arg(0)), r.arg(1)
     dims = [r.fresh(1)] * (len(counts) - len(dims)) + dims
-    return [
-        r.product([r.fresh(count, "copies made by repeat"), dim])
-        if isinstance(count, int)
-        else r.fresh(size, "copies made by repeat")
-        for count, dim, size in zip(counts, dims, r.shape(), strict=True)
-    ]
+    result: Dims = []
+    for count, dim, size in zip(counts, dims, r.shape(), strict=True):
+        # A symbolic count (the batch, say) is what the size of the result is divided by.
+        copies = count if isinstance(count, int) else _count(size, dim)
+        if copies is None:
+            r.freeze(dim, "copies made by repeat")
+            result.append(r.fresh(size, "copies made by repeat"))
+        else:
+            result.append(r.product([r.fresh(copies, "copies made by repeat"), dim]))
+    return result
+
+
+def _count(size: Any, dim: Dim) -> Any:
+    whole = find(dim).size
+    quotient = size / whole if not isinstance(size, int) else None
+    return quotient if getattr(quotient, "is_integer", False) else None
 
 
 def repeat_interleave(r: Rules) -> Dims:
@@ -227,26 +283,27 @@ def unbind(r: Rules) -> list[Dims]:
     return [[*dims[:dim], *dims[dim + 1 :]]] * len(r.node.meta["val"])
 
 
-def pixel_shuffle(r: Rules) -> Dims:
-    """(..., C*r*r, H, W) -> (..., C, H*r, W*r)."""
-    dims, factor = r.of(r.arg(0)), r.arg(1)
-    channels = r.fresh(r.shape()[-3])
-    inner = r.fresh(factor * factor, "pixel shuffle")
-    r.unify(dims[-3], r.product([channels, inner]))
-    r.freeze(dims[-2:], "pixel shuffle")
-    return [*dims[:-3], channels, *(r.fresh(s, "pixel shuffle") for s in r.shape()[-2:])]
-
-
 TABLE: dict[Any, Rule] = {
     aten.view.default: view,
     aten.reshape.default: view,
     aten._unsafe_view.default: view,
     aten.flatten.using_ints: flatten,
     aten.unflatten.int: unflatten,
+    aten.ravel.default: flatten,
+    aten.view_as.default: view_as,
+    aten.reshape_as.default: view_as,
+    aten.atleast_1d.default: at_least(1),
+    aten.atleast_2d.default: at_least(2),
+    aten.atleast_3d.default: at_least(3),
+    aten.slice_scatter.default: slice_scatter,
+    aten.select_scatter.default: select_scatter,
     aten.permute.default: permute,
     aten.transpose.int: transpose,
     aten.t.default: reverse,
     aten.mT.default: reverse,
+    aten.mH.default: reverse,
+    aten.adjoint.default: reverse,
+    aten.matrix_H.default: reverse,
     aten.numpy_T.default: lambda r: list(reversed(r.of(r.arg(0)))),
     aten.movedim.int: movedim,
     aten.movedim.intlist: movedim,
@@ -263,5 +320,4 @@ TABLE: dict[Any, Rule] = {
     aten.stack.default: stack,
     aten.split_with_sizes.default: split_with_sizes,
     aten.unbind.int: unbind,
-    aten.pixel_shuffle.default: pixel_shuffle,
 }

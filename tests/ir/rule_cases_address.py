@@ -1,0 +1,146 @@
+"""Cases of `tests.ir.test_rules`: data that addresses data, and ops that stay opaque."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  the customary name
+
+from tests.ir.rule_case import Case, between, linears, rows, tokens
+
+CASES: dict[str, Case] = {
+    "gather beside": Case(
+        lambda m, x: m.l1(m.l0(x).gather(1, m.l0(x).argsort(1)[:, :2])),
+        linears(4, 6, 2),
+        tokens(),
+        {"l0/neurons": 6},
+    ),
+    "gather with an expanded index": Case(
+        lambda m, x: m.l1(m.l0(x).gather(1, m.l2(x)[:, :1].argmax(-1, keepdim=True).expand(-1, -1, 6))),
+        linears(4, 6, 2, l2=lambda: nn.Linear(4, 5)),
+        tokens(),
+        {"l0/neurons": 6},
+        {"l2/neurons": "reduced by aten.argmax.default"},
+    ),
+    "take along a dim": Case(
+        between(lambda h: torch.take_along_dim(h, h.argsort(1), 1)),
+        linears(4, 6, 2),
+        tokens(),
+        {"l0/neurons": 6},
+    ),
+    "sort": Case(
+        lambda m, x: m.l1(m.l0(x).sort(1)[0] + m.l0(x).median(1, keepdim=True)[0]) + m.l2(x).sort(2)[0],
+        linears(4, 6, 2, l2=lambda: nn.Linear(4, 2)),
+        tokens(),
+        {"l0/neurons": 6},
+    ),
+    "topk": Case(
+        lambda m, x: m.l1(m.l0(x).topk(2, 1)[0]) + m.l2(x).topk(2, -1)[0].sum(),
+        linears(4, 6, 2, l2=lambda: nn.Linear(4, 5)),
+        tokens(),
+        {"l0/neurons": 6},
+        {"l2/neurons": "aten.topk.default runs along it"},
+    ),
+    "scatter": Case(
+        lambda m, x: m.l1(
+            torch.zeros_like(m.l0(x)).scatter(1, m.l0(x).argsort(1), m.l0(x))
+            + m.l0(x).scatter_add(1, m.l0(x).argsort(1), m.l0(x))
+        ),
+        linears(4, 6, 2),
+        tokens(),
+        {"l0/neurons": 6},
+    ),
+    "scatter to units": Case(
+        between(lambda h: torch.zeros_like(h).scatter(-1, h.topk(2, -1)[1], 1.0)),
+        linears(4, 6, 2),
+        rows(),
+        {},
+        {"l0/neurons": "aten.topk.default runs along it"},
+    ),
+    "index add, copy and fill": Case(
+        lambda m, x: m.l1(
+            m.l0(x)
+            .index_add(1, m.i, m.l0(x)[:, :2])
+            .index_copy(1, m.i, m.l0(x)[:, :2])
+            .index_fill(1, m.i[:1], 0.5)
+        ),
+        linears(4, 6, 2, i=lambda: torch.tensor([0, 2])),
+        tokens(),
+        {"l0/neurons": 6},
+        {"root/units": "addressed by data (index_add)"},
+    ),
+    "index put": Case(
+        lambda m, x: m.l1(m.l0(x).index_put((m.i,), m.l2(x[:2]))),
+        linears(4, 6, 2, l2=lambda: nn.Linear(4, 6), i=lambda: torch.tensor([0, 2])),
+        rows(),
+        {"l0/neurons": 6},
+        {"root/units": "addressed by data (index_put)"},
+    ),
+    "index put under a mask": Case(
+        between(lambda h: (lambda y: (y.__setitem__(y > 0, 0.5), y)[1])(h.clone())),
+        linears(4, 6, 2),
+        rows(),
+        {"l0/neurons": 6},
+    ),
+    "index put along units": Case(
+        lambda m, x: m.l1(m.l0(x).index_put((None, m.i), m.s)),
+        linears(4, 6, 2, i=lambda: torch.tensor([0, 2]), s=lambda: torch.ones(())),
+        rows(),
+        {},
+        {"l0/neurons": "addressed by data (index_put)", "root/units": "addressed by data (index_put)"},
+    ),
+    "one hot": Case(
+        lambda m, x: m.l1(F.one_hot(m.l0(x).argmax(-1), 6).to(x.dtype)),
+        linears(4, 6, 2),
+        rows(),
+        {},
+        {
+            "l0/neurons": "reduced by aten.argmax.default",
+            "l1/units": "addressed by data (one_hot)",
+        },
+    ),
+    "bucketize and searchsorted": Case(
+        lambda m, x: m.l1(
+            torch.bucketize(m.l0(x), m.t).to(x.dtype) + torch.searchsorted(m.t, m.l0(x)) + m.l0(x)
+        ),
+        linears(4, 6, 2, t=lambda: torch.linspace(-1, 1, 3)),
+        rows(),
+        {"l0/neurons": 6},
+        {"root/units": "addressed by data (bucketize)"},
+    ),
+    "differences": Case(
+        lambda m, x: m.l1(m.l0(x).diff(dim=1)) + torch.trapezoid(m.l0(x), dim=-1)[:, 1:, None],
+        linears(4, 6, 2),
+        tokens(),
+        {},
+        {"l0/neurons": "aten.trapezoid.dx runs along it"},
+    ),
+    "embedding bag": Case(
+        lambda m, x: m.l0(m.e((x > 0).long())),
+        lambda: {"e": nn.EmbeddingBag(9, 6), "l0": nn.Linear(6, 2)},
+        rows(),
+        {"e/embedding": 6},
+        {"e/vocabulary": "rows are addressed by data (embedding)"},
+    ),
+    "quantile": Case(
+        lambda m, x: m.l0(x).quantile(0.5, dim=-1),
+        linears(4, 6),
+        rows(),
+        {},
+        {"l0/neurons": "every unit counts for the result"},
+    ),
+    "as strided": Case(
+        lambda m, x: m.l1(m.l0(x).as_strided((3, 6), (6, 1))),
+        linears(4, 6, 2),
+        rows(),
+        {},
+        {"l0/neurons": "addressed by strides", "l1/units": "addressed by strides"},
+    ),
+    "loss": Case(
+        lambda m, x: F.mse_loss(m.l0(x), torch.zeros_like(m.l0(x))),
+        linears(4, 6),
+        rows(),
+        {},
+        {"l0/neurons": "a loss is taken over it"},
+    ),
+}
