@@ -31,13 +31,14 @@ def canonicalize(module: fx.GraphModule) -> None:
     """Rewrite `module.graph` in place; values in `meta["val"]` are kept for every new node."""
     _inline_regions(module)
     _drop_checks(module)
+    _state_bounds(module.graph)
     functionalize(module.graph)
     spell(module.graph)
     _state_sizes(module.graph)
     _state_views(module.graph)
-    _state_bounds(module.graph)
     _state_squeezed(module.graph)
     _state_scale(module.graph)
+    _state_layout(module.graph)
     module.graph.lint()
 
 
@@ -228,3 +229,15 @@ def _state_scale(graph: fx.Graph) -> None:
         if kwargs.get("scale") is None and isinstance(size, int):
             kwargs["scale"] = size**-0.5
         node.kwargs = kwargs
+
+
+def _state_layout(graph: fx.Graph) -> None:
+    """A complex view needs even strides, which a cut beside it may make odd: it gets a copy."""
+    for node in graph.find_nodes(op="call_function", target=aten.view_as_complex.default):
+        pairs = node.args[0]
+        with graph.inserting_before(node):
+            copy = graph.call_function(
+                aten.clone.default, (pairs,), {"memory_format": torch.contiguous_format}
+            )
+        copy.meta = dict(pairs.meta)
+        node.replace_input_with(pairs, copy)

@@ -158,7 +158,7 @@ CASES: dict[str, Case] = {
         ),
         linears(4, 6, 2, l2=lambda: nn.Linear(4, 2)),
         rows(),
-        {"l0/neurons": 2, "l0/neurons.2": 2, "l2/neurons": 2},
+        {"l0/neurons": 2, "l0/neurons.2": 2, "l0/neurons.3": 2},
     ),
     "filled in part": Case(
         lambda m, x: (lambda h: (h[:, :2].fill_(2.0), h[:, 2:].copy_(m.l0(x)), m.l1(h))[-1])(
@@ -173,6 +173,12 @@ CASES: dict[str, Case] = {
         linears(4, 6, 2, l2=lambda: nn.Linear(4, 6)),
         tokens(),
         {"l0/neurons": 6},
+    ),
+    "scatter of a slice of units": Case(
+        lambda m, x: m.l1(torch.slice_scatter(m.l0(x), m.l2(x), 1, 2, 5)),
+        lambda: {"l0": nn.Linear(4, 7), "l1": nn.Linear(7, 2), "l2": nn.Linear(4, 3)},
+        rows(),
+        {"l0/neurons": 2, "l0/neurons.2": 3, "l0/neurons.3": 2},
     ),
     "slice": Case(
         lambda m, x: m.l1(m.l0(x)[:, 2:6]) + m.l2(m.l0(x)[:, -3:]),

@@ -44,14 +44,6 @@ TABLE = (
         inputs=_wave,
     ),
     _sound(
-        "wav2vec2_group",
-        "Wav2Vec2ForSequenceClassification",
-        "",
-        _WAVE,
-        "feat_extract_norm='group', do_stable_layer_norm=False",
-        inputs=_wave,
-    ),
-    _sound(
         "hubert",
         "HubertForSequenceClassification",
         "",
@@ -84,15 +76,6 @@ TABLE = (
         inputs=_wave,
     ),
     _sound(
-        "wav2vec2_bert",
-        "Wav2Vec2BertForSequenceClassification",
-        "",
-        _WAVE,
-        "feature_projection_input_dim=10, conv_depthwise_kernel_size=3, "
-        "left_max_position_embeddings=4, right_max_position_embeddings=2",
-        inputs=numbers(input_features=(12, 10)),
-    ),
-    _sound(
         "whisper",
         "WhisperForConditionalGeneration",
         "",
@@ -114,26 +97,6 @@ TABLE = (
         "",
         "patch_size=4, frequency_stride=3, time_stride=3, max_length=16, num_mel_bins=10",
         inputs=numbers(input_values=(16, 10)),
-    ),
-    _sound(
-        "clap_audio",
-        "ClapAudioModel",
-        "",
-        "spec_size=16, patch_size=2, patch_stride=[2, 2], num_mel_bins=8, "
-        "patch_embeds_hidden_size=12, depths=[1, 1], num_attention_heads=[2, 3], window_size=4, "
-        "hidden_size=24, drop_path_rate=0.0, enable_fusion=False",
-        inputs=numbers(input_features=(1, 32, 8)),
-        fields="pooler_output",
-    ),
-    _sound(
-        "moonshine",
-        "MoonshineForConditionalGeneration",
-        "",
-        _SPEECH,
-        "encoder_num_hidden_layers=1, decoder_num_hidden_layers=1, "
-        "encoder_num_attention_heads=4, decoder_num_attention_heads=4, "
-        "encoder_num_key_value_heads=4, decoder_num_key_value_heads=4",
-        inputs=_decoded(numbers(input_values=(900,))),
     ),
     _sound(
         "encodec",

@@ -120,15 +120,6 @@ TABLE = (
         inputs=joined(padded, numbers(visual_feats=(5, 10), visual_pos=(5, 4))),
     ),
     _both(
-        "visual_bert",
-        "VisualBertForVisualReasoning",
-        "",
-        TRANSFORMER,
-        "visual_embedding_dim=10",
-        fields="logits",
-        inputs=joined(tokens, numbers(visual_embeds=(5, 10))),
-    ),
-    _both(
         "llava",
         "LlavaForConditionalGeneration",
         "",
@@ -175,15 +166,5 @@ TABLE = (
         "num_attention_heads=4, seq_len=6, relative_attention_num_buckets=6",
         fields="last_hidden_state",
         inputs=numbers(flattened_patches=(6, 12)),
-    ),
-    _both(
-        "perceiver",
-        "PerceiverForSequenceClassification",
-        "",
-        "num_latents=5, d_latents=16, d_model=12, num_blocks=1, num_self_attends_per_block=1, "
-        "num_self_attention_heads=4, num_cross_attention_heads=4, vocab_size=37, "
-        "max_position_embeddings=7, num_labels=5",
-        fields="logits",
-        inputs=_bytes,
     ),
 )

@@ -26,19 +26,6 @@ TABLE = (
         _T5,
     ),
     _pair(
-        "t5_gated",
-        "T5ForConditionalGeneration",
-        "",
-        _T5,
-        "feed_forward_proj='gated-gelu', tie_word_embeddings=False",
-    ),
-    _pair(
-        "umt5",
-        "UMT5ForConditionalGeneration",
-        "",
-        _T5,
-    ),
-    _pair(
         "longt5",
         "LongT5ForConditionalGeneration",
         "",
@@ -48,12 +35,6 @@ TABLE = (
     _pair(
         "bart",
         "BartForConditionalGeneration",
-        "",
-        _BART,
-    ),
-    _pair(
-        "mbart",
-        "MBartForConditionalGeneration",
         "",
         _BART,
     ),
@@ -70,12 +51,6 @@ TABLE = (
         _BART,
         "attention_window=4, max_encoder_position_embeddings=13, "
         "max_decoder_position_embeddings=13",
-    ),
-    _pair(
-        "m2m_100",
-        "M2M100ForConditionalGeneration",
-        "",
-        _BART,
     ),
     _pair(
         "prophetnet",

@@ -28,12 +28,6 @@ TABLE = (
         "state_size=5, expand=2, conv_kernel=3, num_heads=6, head_dim=8, n_groups=2, chunk_size=4",
     ),
     _scan(
-        "falcon_mamba",
-        "FalconMambaForCausalLM",
-        "",
-        "state_size=5, expand=2, conv_kernel=3, time_step_rank=3",
-    ),
-    _scan(
         "rwkv",
         "RwkvForCausalLM",
         "",

@@ -66,39 +66,16 @@ TABLE = (
         "d_model=24, n_layers=2, n_heads=4, max_seq_len=13, expansion_ratio=2",
     ),
     _decoder(
-        "codegen",
-        "CodeGenForCausalLM",
-        "",
-        "n_embd=24, n_layer=2, n_head=4, n_positions=13, rotary_dim=4",
-    ),
-    _decoder(
         "xglm",
         "XGLMForCausalLM",
         "",
         "d_model=24, num_layers=2, attention_heads=4, ffn_dim=40, layerdrop=0.0",
     ),
     _decoder(
-        "mistral",
-        "MistralForCausalLM",
-        "",
-        "sliding_window=4, head_dim=8",
-    ),
-    _decoder(
-        "qwen2",
-        "Qwen2ForCausalLM",
-        "",
-    ),
-    _decoder(
         "qwen3",
         "Qwen3ForCausalLM",
         "",
         "head_dim=8",
-    ),
-    _decoder(
-        "gemma",
-        "GemmaForCausalLM",
-        "",
-        "head_dim=8, num_key_value_heads=1",
     ),
     _decoder(
         "gemma2",
@@ -119,46 +96,14 @@ TABLE = (
         "partial_rotary_factor=0.67, num_key_value_heads=4",
     ),
     _decoder(
-        "phi3",
-        "Phi3ForCausalLM",
-        "",
-    ),
-    _decoder(
         "stablelm",
         "StableLmForCausalLM",
         "",
         "partial_rotary_factor=0.34",
     ),
     _decoder(
-        "olmo",
-        "OlmoForCausalLM",
-        "",
-    ),
-    _decoder(
         "olmo2",
         "Olmo2ForCausalLM",
         "",
-    ),
-    _decoder(
-        "cohere",
-        "CohereForCausalLM",
-        "",
-    ),
-    _decoder(
-        "persimmon",
-        "PersimmonForCausalLM",
-        "",
-    ),
-    _decoder(
-        "glm",
-        "GlmForCausalLM",
-        "",
-        "head_dim=8",
-    ),
-    _decoder(
-        "modernbert_decoder",
-        "ModernBertDecoderForCausalLM",
-        "",
-        "local_attention=4, cls_token_id=1, sep_token_id=2",
     ),
 )

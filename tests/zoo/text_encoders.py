@@ -12,13 +12,15 @@ TABLE = (
     _encoder(
         "roberta",
         "RobertaForSequenceClassification",
-        "",
+        "embedding 1, heads 2, head-size 4, neurons 3",
+        notes=[],
     ),
     _encoder(
         "electra",
         "ElectraForSequenceClassification",
-        "",
+        "embedding 2, heads 2, head-size 4, neurons 3",
         "embedding_size=18",
+        notes=[],
     ),
     _encoder(
         "deberta",
@@ -83,12 +85,6 @@ TABLE = (
         inputs=tokens,
     ),
     _encoder(
-        "rembert",
-        "RemBertForSequenceClassification",
-        "",
-        "input_embedding_size=18",
-    ),
-    _encoder(
         "convbert",
         "ConvBertForSequenceClassification",
         "",
@@ -120,25 +116,9 @@ TABLE = (
         "embedding_size=18",
     ),
     _encoder(
-        "xlm",
-        "XLMForSequenceClassification",
-        "",
-        "emb_dim=24, n_layers=2, n_heads=4",
-    ),
-    _encoder(
-        "nomic_bert",
-        "NomicBertForSequenceClassification",
-        "",
-    ),
-    _encoder(
         "esm",
         "EsmForSequenceClassification",
         "",
         "position_embedding_type='rotary', mask_token_id=3",
-    ),
-    _encoder(
-        "roberta_prelayernorm",
-        "RobertaPreLayerNormForSequenceClassification",
-        "",
     ),
 )

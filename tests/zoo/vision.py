@@ -58,12 +58,6 @@ TABLE = (
         "window_size=4, drop_path_rate=0.0",
     ),
     _image(
-        "convnext_hf",
-        "ConvNextForImageClassification",
-        "",
-        "hidden_sizes=[12, 20], depths=[1, 1], num_stages=2, patch_size=2",
-    ),
-    _image(
         "convnextv2",
         "ConvNextV2ForImageClassification",
         "",
@@ -82,12 +76,6 @@ TABLE = (
         "embedding_size=12, hidden_sizes=[16, 24], depths=[1, 1], groups_width=8",
     ),
     _image(
-        "mobilenet_v1",
-        "MobileNetV1ForImageClassification",
-        "",
-        "depth_multiplier=0.25, min_depth=4, image_size=16",
-    ),
-    _image(
         "mobilenet_v2",
         "MobileNetV2ForImageClassification",
         "",
@@ -101,14 +89,6 @@ TABLE = (
         "num_attention_heads=2, image_size=32, patch_size=2, mlp_ratio=2.0, expand_ratio=2.0, "
         "last_hidden_size=24",
         inputs=pixels(32),
-    ),
-    _image(
-        "mobilevitv2",
-        "MobileViTV2ForImageClassification",
-        "",
-        "image_size=32, width_multiplier=0.125, base_attn_unit_dims=[16, 24, 32], "
-        "n_attn_blocks=[1, 1, 1], expand_ratio=2.0, ffn_multiplier=2",
-        inputs=pixels(64),
     ),
     _image(
         "efficientnet_hf",
@@ -142,14 +122,6 @@ TABLE = (
         "num_attention_heads=[2, 4], mlp_ratios=[2, 2], drop_path_rate=0.0",
     ),
     _image(
-        "pvt_v2",
-        "PvtV2ForImageClassification",
-        "",
-        "image_size=16, hidden_sizes=[12, 20], depths=[1, 1], num_encoder_blocks=2, "
-        "sr_ratios=[2, 1], patch_sizes=[3, 3], strides=[2, 2], num_attention_heads=[2, 4], "
-        "mlp_ratios=[2, 2], drop_path_rate=0.0",
-    ),
-    _image(
         "levit",
         "LevitForImageClassification",
         "",
@@ -176,24 +148,6 @@ TABLE = (
         "padding_kv=[1, 1], stride_kv=[2, 2], padding_q=[1, 1], stride_q=[1, 1]",
     ),
     _image(
-        "hiera",
-        "HieraForImageClassification",
-        "",
-        "image_size=[32, 32], patch_size=[3, 3], patch_stride=[4, 4], patch_padding=[1, 1], "
-        "embed_dim=12, num_heads=[2, 4], depths=[1, 2], mlp_ratio=2.0, query_stride=[2, 2], "
-        "masked_unit_size=[4, 4], masked_unit_attention=[True, False], num_query_pool=1, "
-        "embed_dim_multiplier=2.0, drop_path_rate=0.0",
-        inputs=pixels(32),
-    ),
-    _image(
-        "swiftformer",
-        "SwiftFormerForImageClassification",
-        "",
-        "image_size=32, depths=[1, 1], embed_dims=[12, 20], mlp_ratio=2, downsamples=[True, "
-        "True], drop_path_rate=0.0, layer_scale_init_value=0.1",
-        inputs=pixels(32),
-    ),
-    _image(
         "dpt",
         "DPTForDepthEstimation",
         "",
@@ -211,37 +165,11 @@ TABLE = (
         fields="logits pred_boxes",
     ),
     _image(
-        "vitdet",
-        "VitDetModel",
-        "",
-        _VIT,
-        "use_relative_position_embeddings=True, window_block_indices=[0], window_size=2, "
-        "drop_path_rate=0.0, use_absolute_position_embeddings=True, pretrain_image_size=16",
-        fields="last_hidden_state",
-    ),
-    _image(
         "videomae",
         "VideoMAEForVideoClassification",
         "",
         _VIT,
         "num_frames=2, tubelet_size=2",
         inputs=numbers(pixel_values=(2, 3, 16, 16)),
-    ),
-    _image(
-        "detr",
-        "DetrForObjectDetection",
-        "",
-        "use_timm_backbone=False, backbone=None, backbone_config=None, d_model=24, "
-        "encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, "
-        "decoder_attention_heads=3, encoder_ffn_dim=40, decoder_ffn_dim=44, num_queries=5",
-        fields="logits pred_boxes",
-    ),
-    _image(
-        "swin2sr",
-        "Swin2SRForImageSuperResolution",
-        "",
-        "image_size=16, patch_size=1, embed_dim=12, depths=[2], num_heads=[2], window_size=4, "
-        "upscale=2, drop_path_rate=0.0",
-        fields="reconstruction",
     ),
 )
