@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from esper.ir.rules.contraction import KERNEL
+from esper.ir.rules.recurrent import GATES
 from esper.ir.terms import Atom, Product, Sum, Term
 from esper.ir.unify import Mark
 
@@ -24,9 +25,19 @@ if TYPE_CHECKING:
 Member = tuple[str, int, int]  # tensor, dimension, leaf position within the dimension's term
 NO_LEAF = -1  # leaf position of an axis of one unit, which a new analysis does not see
 NO_ATOM = -1  # atom of such an axis
+_NO_AXES = (KERNEL, GATES)  # parts of a layer that are no units
 
 # Which role names an axis when it has several: the most specific use wins.
-_KINDS = ("heads", "query-heads", "head-size", "vocabulary", "embedding", "groups", "channels")
+_KINDS = (
+    "hidden",
+    "heads",
+    "query-heads",
+    "head-size",
+    "vocabulary",
+    "embedding",
+    "groups",
+    "channels",
+)
 
 
 @dataclass
@@ -70,7 +81,8 @@ class Axis:
 
     Attributes:
         id: stable ID, `axis:<path>/<kind>`.
-        kind: heads, kv-groups, query-heads, head-size, neurons, channels, groups, embedding, ...
+        kind: heads, kv-groups, query-heads, head-size, neurons, channels, groups, embedding,
+            hidden, ...
         size: number of units.
         unit_ids: position -> birth number of the unit.
         members: (tensor, dimension) pairs in which the units live.
@@ -152,7 +164,7 @@ def _members(table: AxisTable) -> dict[int, list[Member]]:
         for dim, term in enumerate(terms):
             for position, atom in enumerate(leaves(term)):
                 frozen = table.atoms[atom].frozen
-                if frozen is not None and frozen.reason == KERNEL:
+                if frozen is not None and frozen.reason in _NO_AXES:
                     continue
                 members.setdefault(atom, []).append((tensor, dim, position))
     return members
@@ -268,7 +280,7 @@ def _kinds(table: AxisTable) -> dict[int, str]:
     kinds: dict[int, str] = {}
     for atom, info in table.atoms.items():
         kind = next((kind for kind in _KINDS if kind in info.roles), None)
-        if kind in (None, "channels") and info.coupled is not None:
+        if kind in (None, "channels") and "normalised" in info.roles:
             kind = "embedding"
         kinds[atom] = kind or ("neurons" if "neurons" in info.roles else "units")
     # Grouped-query attention: in groups x heads-within-group the outer atom owns keys and values.

@@ -35,8 +35,8 @@ class Use:
 
     `kind` says what removing a unit means there: `zero` (it contributes nothing), `mean`
     (the mean is over the units that stay), `layer_norm`, `rms_norm`, `group_norm`, `moments`
-    (statistics over the units that stay), `lowest`, `highest`, `one` (it counts as minus
-    infinity, infinity or one: the neutral values of maxima, minima and products).
+    (statistics over the units that stay), `lowest`, `highest`, `one` (it counts as less
+    than anything, more than anything, or one: neutral for maxima, minima and products).
     """
 
     node: str

@@ -33,7 +33,7 @@ def canonicalize(module: fx.GraphModule) -> None:
     _drop_checks(module)
     _state_bounds(module.graph)
     functionalize(module.graph)
-    spell(module.graph)
+    spell(module)
     _state_sizes(module.graph)
     _state_views(module.graph)
     _state_squeezed(module.graph)

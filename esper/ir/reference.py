@@ -7,7 +7,6 @@ the terms: masks are inserted with `torch.where`, never by multiplication (NaN *
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -95,8 +94,9 @@ def _mask_operand(model: Model, node: fx.Node, use: Use, mask: torch.Tensor) -> 
     set_path(node, use.path, masked)
 
 
-# What a masked unit counts as where statistics are not taken over the rest by other means.
-_NEUTRAL = {"zero": 0.0, "mean": 0.0, "one": 1.0, "lowest": -math.inf, "highest": math.inf}
+# What a masked unit counts as where statistics are not taken over the rest by other means. Not
+# infinite: gradients of what is computed from masked units would be NaN, not zero.
+_NEUTRAL = {"zero": 0.0, "mean": 0.0, "one": 1.0, "lowest": -1e30, "highest": 1e30}
 
 
 def _rescale(model: Model, node: fx.Node, masks: Mapping[Use, torch.Tensor]) -> None:

@@ -336,12 +336,16 @@ def _note_modes(model: Model, other: fx.GraphModule, training: bool) -> None:
 
 def _take_counters(graph: fx.Graph) -> set[str]:
     found: set[str] = set()
-    for node in list(graph.nodes):
-        if node.target is aten.add_.Tensor and node.args[0].op == "get_attr":
-            name = str(node.args[0].target)
-            if name.endswith("num_batches_tracked") and not node.users:
-                found.add(name)
-                graph.erase_node(node)
+    for node in reversed(list(graph.nodes)):
+        if node.target is not aten.add_.Tensor or node.users:
+            continue
+        counter = node.args[0]
+        while counter.target is aten.add_.Tensor:  # a layer called twice counts twice
+            counter = counter.args[0]
+        name = str(counter.target)
+        if counter.op == "get_attr" and name.endswith("num_batches_tracked"):
+            found.add(name)
+            graph.erase_node(node)
     return found
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the customary name
 
 from tests.ir.rule_case import Case, between, linears, rows, tokens
+
+def _written(h: Tensor, places: Tensor) -> Tensor:
+    h[:, places] = 1.0
+    return h
+
 
 CASES: dict[str, Case] = {
     "gather beside": Case(
@@ -33,6 +38,7 @@ CASES: dict[str, Case] = {
         linears(4, 6, 2, l2=lambda: nn.Linear(4, 2)),
         tokens(),
         {"l0/neurons": 6},
+        {"l1/neurons": "aten.sort.default runs along it"},
     ),
     "topk": Case(
         lambda m, x: m.l1(m.l0(x).topk(2, 1)[0]) + m.l2(x).topk(2, -1)[0].sum(),
@@ -67,7 +73,6 @@ CASES: dict[str, Case] = {
         linears(4, 6, 2, i=lambda: torch.tensor([0, 2])),
         tokens(),
         {"l0/neurons": 6},
-        {"root/units": "addressed by data (index_add)"},
     ),
     "index put": Case(
         lambda m, x: m.l1(m.l0(x).index_put((m.i,), m.l2(x[:2]))),
@@ -83,11 +88,17 @@ CASES: dict[str, Case] = {
         {"l0/neurons": 6},
     ),
     "index put along units": Case(
-        lambda m, x: m.l1(m.l0(x).index_put((None, m.i), m.s)),
-        linears(4, 6, 2, i=lambda: torch.tensor([0, 2]), s=lambda: torch.ones(())),
+        lambda m, x: m.l1(_written(m.l0(x).clone(), m.i)),
+        linears(4, 6, 2, i=lambda: torch.tensor([0, 2])),
         rows(),
         {},
         {"l0/neurons": "addressed by data (index_put)", "root/units": "addressed by data (index_put)"},
+    ),
+    "index of constant neighbours": Case(
+        lambda m, x: m.l1(m.l0(x)[:, [-3, -2]]),
+        lambda: {"l0": nn.Linear(4, 7), "l1": nn.Linear(2, 2)},
+        rows(),
+        {"l0/neurons": 4, "l0/neurons.2": 2},
     ),
     "one hot": Case(
         lambda m, x: m.l1(F.one_hot(m.l0(x).argmax(-1), 6).to(x.dtype)),

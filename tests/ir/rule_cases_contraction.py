@@ -70,6 +70,13 @@ CASES: dict[str, Case] = {
         lambda: torch.randn(2, 2, 3, 3, 3),
         {"a/channels": 4},
     ),
+    "conv of single places": Case(
+        lambda m, x: m.l1(m.a(m.l0(x))).mean(1),
+        lambda: {"l0": nn.Linear(4, 6), "a": nn.Conv1d(5, 3, 1), "l1": nn.Linear(6, 2)},
+        tokens(),
+        {"l0/neurons": 6, "a/embedding": 3},
+        lossy=("a/embedding",),
+    ),
     "grouped conv": Case(
         lambda m, x: m.b(m.g(m.a(x))),
         lambda: {

@@ -12,7 +12,7 @@ CASES: dict[str, Case] = {
     # data movement
     "view": Case(
         lambda m, x: m.l1(m.a(x).view(-1, 4 * 6 * 6)),
-        lambda: {"a": nn.Conv2d(2, 4, 1), "l1": nn.Linear(144, 2)},
+        lambda: {"a": nn.Conv2d(2, 4, 3, padding=1), "l1": nn.Linear(144, 2)},
         image(),
         {"a/channels": 4},
         {
@@ -22,7 +22,7 @@ CASES: dict[str, Case] = {
     ),
     "flatten": Case(
         lambda m, x: m.l1(m.a(x).flatten(1)),
-        lambda: {"a": nn.Conv2d(2, 4, 1), "l1": nn.Linear(144, 2)},
+        lambda: {"a": nn.Conv2d(2, 4, 3, padding=1), "l1": nn.Linear(144, 2)},
         image(),
         {"a/channels": 4},
         {
@@ -280,7 +280,7 @@ CASES: dict[str, Case] = {
         lambda m, x: m.l1(F.pad(m.l0(x), (2, 1)) + m.l2(x)),
         lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(9, 2), "l2": nn.Linear(4, 9)},
         rows(),
-        {"l0/neurons": 6, "l1/neurons": 2},
+        {"l0/neurons": 6, "l2/neurons": 2},
     ),
     "pad by reflection": Case(
         lambda m, x: m.l1(F.pad(m.l0(x), (1, 1), mode="reflect")),

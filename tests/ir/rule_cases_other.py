@@ -53,13 +53,13 @@ CASES: dict[str, Case] = {
     ),
     "moments": Case(
         lambda m, x: (
-            (m.l0(x).var(-1, unbiased=False, keepdim=True) + m.l0(x).std(1, correction=0)[:, None])
+            m.l0(x).var(-1, unbiased=False, keepdim=True)
             * sum(torch.var_mean(m.l1(x), 1, correction=0))[:, None]
         ),
         lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(4, 5)},
         rows(),
-        {"l0/neurons": 6, "l1/neurons": 5},
-        lossy=("l0/neurons", "l1/neurons"),
+        {"l0/embedding": 6, "l1/embedding": 5},
+        lossy=("l0/embedding", "l1/embedding"),
     ),
     "norms": Case(
         lambda m, x: m.l1(F.normalize(m.l0(x), dim=-1)) * torch.linalg.norm(m.l0(x), 3, dim=1)[:, None],
@@ -145,7 +145,7 @@ CASES: dict[str, Case] = {
         tokens(),
         {},
         {
-            "l0/neurons": "no axis rule for aten.linalg_matrix_power.default",
+            "l0/head-size": "no axis rule for aten.linalg_matrix_power.default",
             "l1/units": "no axis rule for aten.linalg_matrix_power.default",
         },
     ),

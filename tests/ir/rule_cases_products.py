@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  the customary name
 
-from tests.ir.rule_case import Case, between, linears, parameter, rows, tokens
+from tests.ir.rule_case import Case, linears, parameter, rows, tokens
 
 CASES: dict[str, Case] = {
     "einsum with an ellipsis": Case(
@@ -31,7 +31,7 @@ CASES: dict[str, Case] = {
         lambda m, x: torch.linalg.multi_dot([x, m.w, m.v]),
         lambda: {"w": parameter(4, 6), "v": parameter(6, 2)},
         rows(),
-        {"root/units": 6},
+        {"root/units.2": 6},
     ),
     "addbmm, addmv, addr": Case(
         lambda m, x: torch.addbmm(m.b, m.l0(x).transpose(1, 2), m.l1(x)) @ m.c
@@ -46,7 +46,7 @@ CASES: dict[str, Case] = {
             "e": parameter(2),
         },
         tokens(),
-        {"l1/neurons": 6},
+        {"l1/head-size": 6},
     ),
     "outer and inner": Case(
         lambda m, x: m.l0(x) * torch.inner(torch.outer(m.a, m.b), m.c),
@@ -88,7 +88,6 @@ CASES: dict[str, Case] = {
         lambda: {"l0": nn.Linear(4, 6), "p": parameter(1, 5, 6)},
         tokens(),
         {"l0/neurons": 6},
-        {"root/units": "x"},
     ),
     "pairwise distance": Case(
         lambda m, x: F.pairwise_distance(m.l0(x), m.l1(x)),
@@ -115,22 +114,24 @@ CASES: dict[str, Case] = {
         lossy=("l0/neurons",),
     ),
     "diagonals": Case(
-        between(lambda h: (h.mT @ h).diagonal(dim1=-2, dim2=-1).diag_embed() @ torch.eye(6)),
+        lambda m, x: m.l1(
+            (m.l0(x).mT @ m.l0(x)).diagonal(dim1=-2, dim2=-1).diag_embed() @ torch.eye(6)
+        ).sum(1),
         linears(4, 6, 2),
         tokens(),
-        {"l0/neurons": 6},
+        {"l0/head-size": 6},
     ),
     "diagonal beside the main one": Case(
         lambda m, x: (m.l0(x).mT @ m.l0(x)).diagonal(1, 1, 2),
         linears(4, 6),
         tokens(),
         {},
-        {"l0/neurons": "a diagonal beside the main one"},
+        {"l0/head-size": "a diagonal beside the main one"},
     ),
     "trace": Case(
         lambda m, x: m.l0(x) * (m.w @ m.v).trace(),
         lambda: {"l0": nn.Linear(4, 2), "w": parameter(6, 5), "v": parameter(5, 6)},
         rows(),
-        {"root/units": 6, "root/units.2": 5},
+        {"root/neurons": 6, "root/units": 5},
     ),
 }

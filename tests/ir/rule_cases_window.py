@@ -77,7 +77,7 @@ CASES: dict[str, Case] = {
         linears(4, 6, 2, f=lambda: torch.rand(3)),
         tokens(),
         {"l0/neurons": 3},
-        {"l0/neurons.2": "real and imaginary part"},
+        {"l0/neurons.2": "real and imaginary part", "l1/units": "real and imaginary part"},
     ),
     "real and imaginary parts": Case(
         lambda m, x: m.l1((lambda c: c.real * c.imag + (c * c.conj()).abs())(torch.complex(m.l0(x), m.l2(x)))),
@@ -112,6 +112,6 @@ CASES: dict[str, Case] = {
         lambda m, x: sum(torch.meshgrid(m.p, m.q, indexing="xy")) @ m.l0(x).T,
         lambda: {"l0": nn.Linear(4, 6), "p": nn.Parameter(torch.rand(6)), "q": nn.Parameter(torch.rand(3))},
         rows(),
-        {"root/units": 6},
+        {"l0/neurons": 6},
     ),
 }

@@ -65,13 +65,15 @@ class Program:
 
 
 @st.composite
-def programs(draw: st.DrawFn) -> Program:
+def programs(draw: st.DrawFn, constants: bool = False) -> Program:
+    """With `constants`, elements that come from no input are among them."""
     program = Program()
+    steps = {**_STEPS, "pad": _pad} if constants else _STEPS
     for _ in range(draw(st.integers(1, 2))):
         program.source(draw(st.sampled_from(SHAPES)))
     for _ in range(draw(st.integers(1, 7))):
         node = draw(st.sampled_from(program.values))
-        _STEPS[draw(st.sampled_from(sorted(_STEPS)))](draw, program, node)
+        steps[draw(st.sampled_from(sorted(steps)))](draw, program, node)
     return program
 
 
@@ -163,7 +165,58 @@ def _unsqueeze(draw: st.DrawFn, program: Program, node: fx.Node) -> None:
         program.call(aten.squeeze.default, made)
 
 
+def _select(draw: st.DrawFn, program: Program, node: fx.Node) -> None:
+    dim = draw(st.integers(0, node.meta["val"].ndim - 1))
+    if node.meta["val"].ndim > 1:
+        index = draw(st.integers(0, node.meta["val"].shape[dim] - 1))
+        program.call(aten.select.int, node, dim, index)
+
+
+def _strided(draw: st.DrawFn, program: Program, node: fx.Node) -> None:
+    dim = draw(st.integers(0, node.meta["val"].ndim - 1))
+    step = draw(st.integers(2, 4))
+    size = node.meta["val"].shape[dim]
+    start = draw(st.integers(0, size - 1))
+    end = draw(st.sampled_from([size, size + 1, 2**63 - 1]))
+    program.call(aten.slice.Tensor, node, dim, start, end, step)
+
+
+def _repeat(draw: st.DrawFn, program: Program, node: fx.Node) -> None:
+    counts = [draw(st.integers(1, 2)) for _ in node.meta["val"].shape]
+    program.call(aten.repeat.default, node, [draw(st.integers(1, 2)), *counts])
+
+
+def _shuffle(draw: st.DrawFn, program: Program, node: fx.Node) -> None:
+    shape = node.meta["val"].shape
+    if len(shape) == 3:
+        groups = draw(st.sampled_from([g for g in range(1, shape[1] + 1) if shape[1] % g == 0]))
+        program.call(aten.channel_shuffle.default, node, groups)
+
+
+def _diagonal(draw: st.DrawFn, program: Program, node: fx.Node) -> None:
+    if node.meta["val"].ndim > 1:
+        a, b = draw(st.permutations(range(node.meta["val"].ndim)))[:2]
+        program.call(aten.diagonal.default, node, draw(st.integers(0, 1)), a, b)
+
+
+def _view_as(draw: st.DrawFn, program: Program, node: fx.Node) -> None:
+    fits = [v for v in program.values if v.meta["val"].numel() == node.meta["val"].numel()]
+    program.call(aten.reshape_as.default, node, draw(st.sampled_from(fits)))
+
+
+def _pad(draw: st.DrawFn, program: Program, node: fx.Node) -> None:
+    rank = draw(st.integers(1, node.meta["val"].ndim))
+    widths = [draw(st.integers(0, 2)) for _ in range(2 * rank)]
+    program.call(aten.pad.default, node, widths, "constant", 0)
+
+
 _STEPS = {
+    "select": _select,
+    "strided": _strided,
+    "repeat": _repeat,
+    "shuffle": _shuffle,
+    "diagonal": _diagonal,
+    "view as": _view_as,
     "split dim": _split_dim,
     "merge dims": _merge_dims,
     "flatten": _flatten,
@@ -208,7 +261,7 @@ def test_labels_land_where_the_algebra_says(program: Program) -> None:
 
 
 @settings(max_examples=300)
-@given(programs(), st.randoms(use_true_random=False))
+@given(programs(constants=True), st.randoms(use_true_random=False))
 def test_a_cut_selects_the_promised_block(program: Program, random: Any) -> None:
     table = program.analyse()
     free = [a for a, info in table.atoms.items() if info.frozen is None and table.sizes[a] > 1]

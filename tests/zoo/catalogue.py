@@ -7,6 +7,7 @@ from tests.zoo import (
     classics,
     moe,
     multimodal,
+    patterns,
     seq2seq,
     series,
     state_space,
@@ -27,6 +28,7 @@ TABLES: tuple[tuple[Entry, ...], ...] = (
     multimodal.TABLE,
     moe.TABLE,
     state_space.TABLE,
+    *patterns.TABLES,
 )
 
 ENTRIES: dict[str, Entry] = {entry.name: entry for table in TABLES for entry in table}

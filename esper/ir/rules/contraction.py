@@ -126,12 +126,34 @@ def _convolved(r: Rules, x: Dims, weight: Dims, out: Any, batched: bool) -> Dims
         r.unify(out, r.of(bias)[0])
     r.role(out, "channels")
     start = 2 if batched else 1
-    r.freeze(x[start:], "spatial window of a convolution")
     r.freeze(weight[2:], KERNEL)
+    if _place_by_place(r):
+        return [*x[: start - 1], out, *x[start:]]
+    r.freeze(x[start:], "spatial window of a convolution")
     spatial = [r.fresh(s, "spatial size of a convolution") for s in r.shape()[start:]]
     return [*x[: start - 1], out, *spatial]
 
 
+def _place_by_place(r: Rules) -> bool:
+    """Whether windows are single places: then spatial dims pass as batch dims do."""
+
+    def all_are(argument: Any, value: int) -> bool:
+        return all(a == value for a in (argument if isinstance(argument, list) else [argument]))
+
+    padding = r.arg(4, "padding", 0)
+    return (
+        all_are(r.shape(r.arg(1))[2:], 1)
+        and all_are(r.arg(3, "stride", 1), 1)
+        and (isinstance(padding, str) or all_are(padding, 0))
+        and (r.node.target not in _TRANSPOSED or all_are(r.arg(5, "output_padding", 0), 0))
+    )
+
+
+_TRANSPOSED = (
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+)
 TABLE: dict[Any, Rule] = {
     aten.linear.default: linear,
     aten.matmul.default: matmul,
@@ -148,7 +170,5 @@ TABLE: dict[Any, Rule] = {
     aten.conv2d.padding: convolution,
     aten.conv1d.padding: convolution,
     aten.conv3d.padding: convolution,
-    aten.conv_transpose1d.default: conv_transpose,
-    aten.conv_transpose2d.input: conv_transpose,
-    aten.conv_transpose3d.input: conv_transpose,
+    **dict.fromkeys(_TRANSPOSED, conv_transpose),
 }

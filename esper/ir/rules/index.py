@@ -55,7 +55,7 @@ def _strided(r: Rules, dims: Dims, dim: int, step: int) -> Dims | None:
     size, after = r.shape(r.arg(0))[dim], r.shape()[dim]
     start, end = r.arg(2, "start") or 0, r.arg(3, "end")
     static = all(isinstance(value, int) for value in (size, after, start))
-    if not static or size % step or not 0 <= start < step or after != size // step:
+    if not static or r.settled(dims[dim]) or size % step or not 0 <= start < step or after != size // step:
         return None
     if isinstance(end, torch.fx.Node) or (isinstance(end, int) and end < size):
         return None

@@ -45,6 +45,7 @@ def _last_dims(r: Rules, kind: str, affine: tuple[int, ...]) -> Dims:
                 r.unify(mine, theirs)
     for i, dim in enumerate(x[start:]):
         r.couple(dim, f"{kind} shares statistics between units")
+        r.role(dim, "normalised")
         r.literal((1, i), dim)
         r.use((0,), start + i, dim, kind)
     return x
@@ -59,6 +60,7 @@ def group_norm(r: Rules) -> Dims:
     r.role(group, "groups")
     r.unify(x[1], r.product([group, inner]))
     r.couple(inner, "group_norm shares statistics within a group")
+    r.role(inner, "normalised")
     r.literal((1,), group)
     r.use((0,), 1, x[1], "group_norm")
     for i in (2, 3):

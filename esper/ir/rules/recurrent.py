@@ -33,6 +33,8 @@ def _layer(gates: int, states: int) -> Rule:
         r.role(hidden, "hidden")
         output = hidden
         if projected:
+            # PyTorch knows by unequal state sizes that there are projections at all.
+            r.freeze(hidden, "projections must stay narrower than it")
             output = r.fresh(r.shape(weights[1])[1])
             r.role(output, "hidden")
         for dims, last in zip(state, (output, hidden), strict=False):

@@ -70,6 +70,8 @@ def _coupled(r: Rules, kind: str, reason: str) -> Dims:
     chosen = _chosen(r, len(dims))
     for i in chosen:
         r.couple(dims[i], reason)
+        if kind in ("mean", "moments"):
+            r.role(dims[i], "normalised")
         r.use((0,), i, dims[i], kind)
     return _reduced(r, dims, chosen)
 
