@@ -58,7 +58,7 @@ class TextModel(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor | tuple[Tensor, ...]:
-        return _pick(self.model(input_ids=input_ids, attention_mask=attention_mask), self.fields)
+        return pick(self.model(input_ids=input_ids, attention_mask=attention_mask), self.fields)
 
 
 class ImageModel(nn.Module):
@@ -70,7 +70,7 @@ class ImageModel(nn.Module):
         self.fields = fields
 
     def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return _pick(self.model(pixel_values=pixel_values), self.fields)
+        return pick(self.model(pixel_values=pixel_values), self.fields)
 
 
 class RMSNorm(nn.Module):
@@ -88,19 +88,21 @@ class RMSNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
 
 
-def _pick(output: Any, fields: tuple[str, ...]) -> Tensor | tuple[Tensor, ...]:
+def pick(output: Any, fields: tuple[str, ...]) -> Tensor | tuple[Tensor, ...]:
+    """The fields of a structured output, one or several."""
     picked = tuple(getattr(output, field) for field in fields)
     return picked[0] if len(picked) == 1 else picked
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from a generator of our own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
-def _finish(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def finish(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Move vectors off their neutral values, drawing from the generator in force; set dtype."""
     with torch.no_grad():
         for parameter in module.parameters():
@@ -150,9 +152,9 @@ def _bert_config(attention: str) -> Any:
 def _bert_classifier(attention: str, dtype: torch.dtype) -> Built:
     from transformers import BertForSequenceClassification
 
-    with _seeded(0):
+    with seeded(0):
         model = BertForSequenceClassification(_bert_config(attention))
-        return _finish(TextModel(model, "logits"), dtype), (), _tokens()
+        return finish(TextModel(model, "logits"), dtype), (), _tokens()
 
 
 def bert(dtype: torch.dtype = torch.float32) -> Built:
@@ -169,17 +171,17 @@ def bert_encoder(dtype: torch.dtype = torch.float32) -> Built:
     """Bare BERT: returns (last hidden state, pooled output), so the hidden axis is an output."""
     from transformers import BertModel
 
-    with _seeded(1):
+    with seeded(1):
         model = BertModel(_bert_config("sdpa"))
         module = TextModel(model, "last_hidden_state", "pooler_output")
-        return _finish(module, dtype), (), _tokens()
+        return finish(module, dtype), (), _tokens()
 
 
 def gpt2(dtype: torch.dtype = torch.float32) -> Built:
     """GPT-2: fused q|k|v in one Conv1D, learned positions, head tied to the embedding."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    with _seeded(2):
+    with seeded(2):
         config = _config(
             GPT2Config,
             vocab_size=VOCABULARY,
@@ -194,13 +196,13 @@ def gpt2(dtype: torch.dtype = torch.float32) -> Built:
             attn_implementation="sdpa",
         )
         model = GPT2LMHeadModel(config)
-        return _finish(TextModel(model, "logits"), dtype), (), _tokens(padded=False)
+        return finish(TextModel(model, "logits"), dtype), (), _tokens(padded=False)
 
 
 def _llama(dtype: torch.dtype, native_norm: bool) -> Built:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    with _seeded(3):
+    with seeded(3):
         config = _config(
             LlamaConfig,
             vocab_size=VOCABULARY,
@@ -223,7 +225,7 @@ def _llama(dtype: torch.dtype, native_norm: bool) -> Built:
                     parent, _, leaf = name.rpartition(".")
                     norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
                     setattr(model.get_submodule(parent), leaf, norm)
-        return _finish(TextModel(model, "logits"), dtype), (), _tokens(padded=False)
+        return finish(TextModel(model, "logits"), dtype), (), _tokens(padded=False)
 
 
 def llama(dtype: torch.dtype = torch.float32) -> Built:
@@ -240,7 +242,7 @@ def vit(dtype: torch.dtype = torch.float32) -> Built:
     """Vision transformer: 16 patches of 4x4 and a class token, hidden 24, 3 heads of 8."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    with _seeded(4):
+    with seeded(4):
         config = _config(
             ViTConfig,
             hidden_size=24,
@@ -253,7 +255,7 @@ def vit(dtype: torch.dtype = torch.float32) -> Built:
             attn_implementation="sdpa",
         )
         model = ViTForImageClassification(config)
-        module = _finish(ImageModel(model, "logits"), dtype)
+        module = finish(ImageModel(model, "logits"), dtype)
         return (
             module,
             (),
@@ -262,8 +264,8 @@ def vit(dtype: torch.dtype = torch.float32) -> Built:
 
 
 def _vision(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype) -> Built:
-    with _seeded(seed):
-        module = _finish(build(), dtype)
+    with seeded(seed):
+        module = finish(build(), dtype)
         return module, (torch.randn(BATCH, 3, IMAGE, IMAGE, dtype=dtype),), {}
 
 

@@ -174,6 +174,9 @@ class Rules:
 
     def use(self, path: Path, dim: int, of: Dim, kind: str = "zero") -> None:
         """The operand at `path` is consumed along `dim`."""
+        if not isinstance(find(of).size, int):
+            # Units merged with the batch: no mask of fixed length says what their removal means.
+            self.freeze(of, "consumed together with a symbolic size")
         self.use_dims.append((self.node.name, path, dim, of, kind))
 
     def broadcast(self, *operands: Dims) -> Dims:
@@ -294,7 +297,10 @@ class _Resolver:
             else:
                 number = len(self.table.atoms)
                 self.table.sizes[number] = dim.size if isinstance(dim.size, int) else 0
-                self.table.atoms[number] = AtomInfo(dim.frozen, dim.coupled, frozenset(dim.roles))
+                frozen = dim.frozen
+                if frozen is None and not isinstance(dim.size, int):
+                    frozen = Mark(f"symbolic size {dim.size}", dim.born.node, dim.born.op)
+                self.table.atoms[number] = AtomInfo(frozen, dim.coupled, frozenset(dim.roles))
                 term = Atom(number)
         elif dim.form == "product":
             term = product([self.term(part) for part in dim.parts])

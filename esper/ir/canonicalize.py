@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from esper.ir.inplace import functionalize
 from esper.ir.spelling import spell
 
 aten = torch.ops.aten
@@ -30,12 +31,14 @@ def canonicalize(module: fx.GraphModule) -> None:
     """Rewrite `module.graph` in place; values in `meta["val"]` are kept for every new node."""
     _inline_regions(module)
     _drop_checks(module)
-    _functionalize(module.graph)
+    _state_bounds(module.graph)
+    functionalize(module.graph)
     spell(module)
     _state_sizes(module.graph)
-    _state_bounds(module.graph)
+    _state_views(module.graph)
     _state_squeezed(module.graph)
     _state_scale(module.graph)
+    _state_layout(module.graph)
     module.graph.lint()
 
 
@@ -122,46 +125,6 @@ def _call(
     return node
 
 
-def functional_variant(target: Any) -> Any | None:
-    """`aten.relu` for `aten.relu_`, or None."""
-    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
-        return None
-    name = target._schema.name.split("::")[1]
-    packet = getattr(aten, name[:-1], None) if name.endswith("_") else None
-    return getattr(packet, target._overloadname, None) if packet is not None else None
-
-
-def _functionalize(graph: fx.Graph) -> None:
-    """Replace in-place ops whose target is a fresh value that no view shares."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        variant = functional_variant(node.target)
-        if variant is None or not isinstance(node.args[0], fx.Node):
-            continue
-        written = node.args[0]
-        if written.op != "call_function" or _shares_storage(written):
-            continue
-        if any(_is_view(user) and order[user] < order[node] for user in written.users):
-            continue
-        node.target = variant
-        later = [user for user in written.users if user is not node and order[user] > order[node]]
-        for user in later:
-            user.replace_input_with(written, node)
-
-
-def _is_view(node: fx.Node) -> bool:
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return target is operator.getitem
-    return any(
-        a.alias_info is not None and not a.alias_info.is_write for a in target._schema.arguments
-    )
-
-
-def _shares_storage(node: fx.Node) -> bool:
-    return _is_view(node)
-
-
 def _state_sizes(graph: fx.Graph) -> None:
     """split.Tensor and chunk become split_with_sizes where the dim is static."""
     for node in graph.nodes:
@@ -172,6 +135,50 @@ def _state_sizes(graph: fx.Graph) -> None:
         if all(isinstance(size, int) for size in sizes):
             node.target = aten.split_with_sizes.default
             node.args, node.kwargs = (node.args[0], sizes, dim), {}
+
+
+def _state_views(graph: fx.Graph) -> None:
+    """Sizes of views that are computed from others (batch * heads) hide literals.
+
+    They become literals where they are static, and -1 where that says the same.
+    """
+    for node in graph.nodes:
+        if node.target not in (aten.view.default, aten.reshape.default, aten.expand.default):
+            continue
+        stated, after = list(node.args[1]), list(node.meta["val"].shape)
+        computed = {
+            i
+            for i, size in enumerate(stated)
+            if isinstance(size, fx.Node) and size.target is not aten.sym_size.int
+        }
+        if not computed:
+            continue
+        static = [_static(size) for size in after]
+        if node.target is aten.expand.default:
+            before = node.args[0].meta["val"].shape
+            lead = len(after) - len(before)
+            kept = {i for i in computed if i >= lead and _equal(before[i - lead], after[i])}
+        else:
+            kept = computed if static.count(None) == 1 else set()
+        for i, size in enumerate(static):
+            if size is not None and (i in computed or stated[i] == -1):
+                stated[i] = size
+            elif i in kept:
+                stated[i] = -1
+        node.args = (node.args[0], stated, *node.args[2:])
+
+
+def _static(size: Any) -> int | None:
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression) if expression.is_Integer else None
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Equal for all values of the symbols, without a guard."""
+    x, y = (s if isinstance(s, int) else s.node.expr for s in (a, b))
+    return bool(x == y)
 
 
 def _state_bounds(graph: fx.Graph) -> None:
@@ -222,3 +229,15 @@ def _state_scale(graph: fx.Graph) -> None:
         if kwargs.get("scale") is None and isinstance(size, int):
             kwargs["scale"] = size**-0.5
         node.kwargs = kwargs
+
+
+def _state_layout(graph: fx.Graph) -> None:
+    """A complex view needs even strides, which a cut beside it may make odd: it gets a copy."""
+    for node in graph.find_nodes(op="call_function", target=aten.view_as_complex.default):
+        pairs = node.args[0]
+        with graph.inserting_before(node):
+            copy = graph.call_function(
+                aten.clone.default, (pairs,), {"memory_format": torch.contiguous_format}
+            )
+        copy.meta = dict(pairs.meta)
+        node.replace_input_with(pairs, copy)

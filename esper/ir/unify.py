@@ -27,7 +27,7 @@ class Mark:
 class Dim:
     """One dimension. Use `find` before reading anything but `parent`."""
 
-    __slots__ = ("coupled", "form", "frozen", "parent", "parts", "roles", "serial", "size")
+    __slots__ = ("born", "coupled", "form", "frozen", "parent", "parts", "roles", "serial", "size")
 
     def __init__(self, size: Size, serial: int) -> None:
         self.parent: Dim | None = None
@@ -38,6 +38,7 @@ class Dim:
         self.coupled: Mark | None = None
         self.roles: set[str] = set()
         self.serial = serial
+        self.born = Mark("", "")  # the node being analysed when this dim was made
 
 
 def find(dim: Dim) -> Dim:
@@ -68,11 +69,10 @@ class Solver:
     # -- construction ------------------------------------------------------------------------
 
     def fresh(self, size: Size) -> Dim:
-        """A new atom; a symbolic size is frozen from birth."""
+        """A new atom. One of symbolic size is frozen once it is known to have no structure."""
         self._serial += 1
         dim = Dim(size, self._serial)
-        if not isinstance(size, int):
-            dim.frozen = Mark(f"symbolic size {size}", self.current.node, self.current.op)
+        dim.born = self.current
         return dim
 
     def product(self, factors: Sequence[Dim]) -> Dim:
@@ -96,7 +96,6 @@ class Solver:
 
     def _composite(self, form: Literal["product", "sum"], parts: list[Dim], size: Size) -> Dim:
         dim = self.fresh(size)
-        dim.frozen = None
         dim.form, dim.parts = form, parts
         return dim
 
@@ -170,15 +169,6 @@ class Solver:
 
     def _products(self, a: Dim, b: Dim) -> None:
         left, right = flat(a, "product"), flat(b, "product")
-        if any(not isinstance(p.size, int) for p in left + right):
-            if len(left) == len(right) and all(
-                x.size == y.size for x, y in zip(left, right, strict=True)
-            ):
-                for x, y in zip(left, right, strict=True):
-                    self.unify(x, y)
-            else:
-                self._clash(a, b, "symbolic products differ")
-            return
         # Refine from the outside in: equal heads unify, a larger head is split by the smaller.
         while left and right:
             x, y = find(left[0]), find(right[0])
@@ -186,21 +176,25 @@ class Solver:
                 self.unify(x, y)
                 left.pop(0), right.pop(0)
                 continue
-            big, small, side = (x, y, left) if x.size > y.size else (y, x, right)
-            split = self._split_product(big, small.size)
+            split = self._split_product(x, y.size)
+            if split is not None:
+                left[0:1] = split
+                continue
+            split = self._split_product(y, x.size)
             if split is None:
                 self._clash(a, b, "factors do not divide one another")
                 return
-            side[0:1] = split
+            right[0:1] = split
         if left or right:
             self._clash(a, b, "factors do not match")
 
-    def _split_product(self, dim: Dim, outer: int) -> list[Dim] | None:
+    def _split_product(self, dim: Dim, outer: Size) -> list[Dim] | None:
         """Refine `dim` into outer x rest; None where its structure does not allow it."""
         dim = find(dim)
-        if dim.size % outer:
+        rest_size = quotient(dim.size, outer)
+        if rest_size is None:
             return None
-        first, rest = self.fresh(outer), self.fresh(dim.size // outer)
+        first, rest = self.fresh(outer), self.fresh(rest_size)
         self.unify(dim, self.product([first, rest]))
         return [first, rest]
 
@@ -275,6 +269,16 @@ class Solver:
                 self.unify(part, self.product([outer, inner]))
             return
         self._clash(prod, total, "a product and a sum have no common refinement")
+
+
+def quotient(size: Size, divisor: Size) -> Size | None:
+    """`size / divisor` where that is a whole number for all values of the symbols, else None."""
+    if isinstance(size, int) and isinstance(divisor, int):
+        return None if size % divisor else size // divisor
+    ratio = size / divisor  # symbols stand for positive whole numbers
+    if not ratio.is_integer:
+        return None
+    return int(ratio) if ratio.is_number else ratio
 
 
 def _is_one(dim: Dim) -> bool:

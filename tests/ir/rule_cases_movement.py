@@ -174,6 +174,12 @@ CASES: dict[str, Case] = {
         tokens(),
         {"l0/neurons": 6},
     ),
+    "scatter of a slice of units": Case(
+        lambda m, x: m.l1(torch.slice_scatter(m.l0(x), m.l2(x), 1, 2, 5)),
+        lambda: {"l0": nn.Linear(4, 7), "l1": nn.Linear(7, 2), "l2": nn.Linear(4, 3)},
+        rows(),
+        {"l0/neurons": 2, "l0/neurons.2": 3, "l0/neurons.3": 2},
+    ),
     "slice": Case(
         lambda m, x: m.l1(m.l0(x)[:, 2:6]) + m.l2(m.l0(x)[:, -3:]),
         lambda: {"l0": nn.Linear(4, 9), "l1": nn.Linear(4, 2), "l2": nn.Linear(3, 2)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import sympy
@@ -204,25 +205,47 @@ def test_sizes_that_differ_freeze_both() -> None:
         assert dim.frozen == Mark("sizes 3 and 4 meet", "add", "aten.add.Tensor")
 
 
-def test_symbolic_sizes_are_frozen_from_birth_and_compare_as_expressions() -> None:
+S = sympy.Symbol("s0", integer=True, positive=True)
+
+
+def test_symbolic_sizes_compare_as_expressions() -> None:
     solver = Solver()
-    s = sympy.Symbol("s0", integer=True, positive=True)
-    a = solver.product([solver.fresh(s), solver.fresh(4)])
-    b = solver.product([solver.fresh(s), solver.fresh(4)])
+    a = solver.product([solver.fresh(S), solver.fresh(4)])
+    b = solver.product([solver.fresh(S), solver.fresh(4)])
     solver.unify(a, b)
     left, right = flat(a, "product"), flat(b, "product")
-    assert left[0].frozen is not None
-    assert find(left[1]) is find(right[1])
+    assert [find(x) for x in left] == [find(y) for y in right]
     assert find(left[1]).frozen is None
 
 
-def test_symbolic_products_of_other_structure_freeze() -> None:
+def test_units_merged_with_the_batch_come_apart_again() -> None:
     solver = Solver()
-    s = sympy.Symbol("s0", integer=True, positive=True)
-    a = solver.product([solver.fresh(s), solver.fresh(4), solver.fresh(6)])
-    b = solver.product([solver.fresh(s), solver.fresh(8), solver.fresh(3)])
+    batch, heads, merged = solver.fresh(S), solver.fresh(4), solver.fresh(4 * S)
+    solver.unify(merged, solver.product([batch, heads]))
+    apart = [solver.fresh(S), solver.fresh(2), solver.fresh(2)]
+    solver.unify(solver.product(apart), merged)
+    assert find(apart[0]) is find(batch)
+    assert [find(part) for part in flat(heads, "product")] == [find(part) for part in apart[1:]]
+    assert all(atom.frozen is None for atom in atoms(heads))
+
+
+@pytest.mark.parametrize("other", [[S, 3, 8], [S + 1, 6], [3, S, 8]])
+def test_symbolic_products_that_do_not_divide_freeze(other: list[Any]) -> None:
+    solver = Solver()
+    a = solver.product([solver.fresh(S), solver.fresh(4), solver.fresh(6)])
+    b = solver.product([solver.fresh(size) for size in other])
     solver.unify(a, b)
-    assert all(atom.frozen is not None for atom in [*atoms(a), *atoms(b)])
+    assert all(atom.frozen is not None for atom in [*atoms(a)[1:], *atoms(b)[1:]])
+
+
+def test_a_reason_to_freeze_merged_units_reaches_them() -> None:
+    solver = Solver()
+    heads, merged = solver.fresh(4), solver.fresh(4 * S)
+    solver.freeze(merged, "contracted")
+    solver.unify(merged, solver.product([solver.fresh(S), heads]))
+    mark = find(heads).frozen
+    assert mark is not None
+    assert mark.reason == "contracted"
 
 
 def test_the_first_reason_and_the_oldest_atom_win() -> None:

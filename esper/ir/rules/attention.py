@@ -25,6 +25,8 @@ def sdpa(r: Rules) -> Dims:
     r.role(v[-1], "head-size")
     r.unify(k[-2], v[-2])
     r.freeze(k[-2], "attention over it")
+    if r.arg(5, "is_causal", False):
+        r.freeze(q[-2], "causal attention goes by position")
     if r.arg(7, "enable_gqa", False):
         heads, groups = r.shape(r.arg(0))[-3], r.shape(r.arg(1))[-3]
         within = r.fresh(heads // groups)

@@ -41,15 +41,27 @@ def matmul_of(r: Rules, first: int, second: int) -> Dims:
     r.use((first,), len(a) - 1, left)
     r.use((second,), len(b) - 2 if len(b) > 1 else 0, right)
     batch = r.broadcast(a[:-2], b[:-2])
-    weights = r.arg(first).op == "get_attr" or r.arg(second).op == "get_attr"
-    if not weights and len(a) > 2 and len(b) > 2:  # attention written out
-        for dim in batch[1:]:
+    weights = [_is_weight(r.arg(i)) for i in (first, second)]
+    if not any(weights) and len(a) > 2 and len(b) > 2:  # attention written out
+        for dim in batch:  # heads may be merged with the batch
             r.role(dim, "heads")
         r.role(left, "head-size")
         r.role(b[-1], "head-size")
-    elif r.arg(second).op == "get_attr" and len(b) > 1:
+    elif weights[1] and len(b) > 1:
         r.role(b[-1], "neurons")
+    elif weights[0] and len(a) > 1:
+        r.role(a[-2], "neurons")
     return batch + ([a[-2]] if len(a) > 1 else []) + ([b[-1]] if len(b) > 1 else [])
+
+
+_MOVES = (aten.index.Tensor, aten.transpose.int, aten.permute.default, aten.view.default)
+
+
+def _is_weight(node: Any) -> bool:
+    """A parameter, or some of its rows: the experts that a router chose."""
+    while node.op == "call_function" and node.target in _MOVES:
+        node = node.args[0]
+    return bool(node.op == "get_attr")
 
 
 def addmm(r: Rules) -> Dims:

@@ -19,6 +19,7 @@ aten = torch.ops.aten
 def batch_norm(r: Rules) -> Dims:
     """x (N, C, *); weight, bias, running mean and variance (C)."""
     x = r.of(r.arg(0))
+    r.freeze([x[0], *x[2:]], "statistics are taken over it")
     for i in range(1, 5):
         if r.arg(i) is not None:
             r.unify(x[1], r.of(r.arg(i))[0])
@@ -53,6 +54,7 @@ def _last_dims(r: Rules, kind: str, affine: tuple[int, ...]) -> Dims:
 def group_norm(r: Rules) -> Dims:
     """x (N, C, *), num_groups G: statistics over C/G channels; whole groups cut exactly."""
     x, groups = r.of(r.arg(0)), r.arg(1)
+    r.freeze(x[2:], "statistics are taken over it")
     channels = r.shape(r.arg(0))[1]
     group, inner = r.fresh(groups), r.fresh(channels // groups)
     r.role(group, "groups")

@@ -53,8 +53,24 @@ def at_least(rank: int) -> Rule:
 
 
 def slice_scatter(r: Rules) -> Dims:
-    """slice_scatter(x, source, dim, start, end): what lies beside `dim` runs parallel."""
-    return _beside(r, r.arg(2, "dim", 0), r.of(r.arg(1)))
+    """slice_scatter(x, source, dim, start, end, step): the source takes the place of one part."""
+    dims, source = r.of(r.arg(0)), r.of(r.arg(1))
+    dim = r.arg(2, "dim", 0) % len(dims)
+    start, end, step = r.arg(3, "start"), r.arg(4, "end"), r.arg(5, "step", 1)
+    size, count = r.shape(r.arg(0))[dim], r.shape(r.arg(1))[dim]
+    bounds = [bound for bound in (start, end, size, count) if bound is not None]
+    if step != 1 or not all(isinstance(bound, int) and bound >= 0 for bound in bounds):
+        return _beside(r, dim, source)
+    begin = min(start or 0, size)
+    parts = r.split(dims[dim], [n for n in (begin, count, size - begin - count) if n])
+    before, chosen = parts[: bool(begin)], parts[bool(begin)]
+    if before and r.node.args[3:]:
+        r.literal((3,), *before)
+    if r.node.args[4:] and end is not None and end <= size:
+        r.literal((4,), *before, chosen)
+    for i, (mine, theirs) in enumerate(zip(dims, source, strict=True)):
+        r.unify(chosen if i == dim else mine, theirs)
+    return dims
 
 
 def select_scatter(r: Rules) -> Dims:
