@@ -182,7 +182,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _state_bounds(graph: fx.Graph) -> None:
-    """Bounds and indices count from the front where the dim is static: from the end they would move."""
+    """Bounds and indices count from the front where the dim is static: else they would move."""
     for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
         arguments: list[Any] = [*node.args, *([0, None, None][len(node.args) - 1 :])]
         dim, bounds = arguments[1], arguments[2:4]

@@ -52,6 +52,10 @@ class Tree:
         first, last = self._span[a]
         return first <= self._span[b][0] < last
 
+    def __contains__(self, node: fx.Node) -> bool:
+        """Whether the tree has this node; those that lead nowhere are in none."""
+        return node in self._span
+
     def subtree(self, node: fx.Node) -> list[fx.Node]:
         """`node` and everything below it."""
         first, last = self._span[node]

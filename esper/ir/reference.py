@@ -89,7 +89,9 @@ def _mask_operand(model: Model, node: fx.Node, use: Use, mask: torch.Tensor) -> 
     rank = operand.meta["val"].ndim
     read = _buffer(model, node, mask.reshape([-1] + [1] * (rank - use.dim - 1)))
     with model.graph.inserting_before(node):
-        masked = model.graph.call_function(aten.where.ScalarOther, (read, operand, _NEUTRAL[use.kind]))
+        masked = model.graph.call_function(
+            aten.where.ScalarOther, (read, operand, _NEUTRAL[use.kind])
+        )
     masked.meta = _like(operand)
     set_path(node, use.path, masked)
 

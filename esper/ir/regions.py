@@ -194,6 +194,8 @@ def _branch(flow: Dataflow, merge: fx.Node, x: Any, f: Any) -> _Region | None:
         return None
     if not same_value(x.meta.get("val"), merge.meta.get("val")):
         return None
+    if f not in flow.post_dominators:  # the sum itself is read by nothing
+        return None
     nodes = sorted(flow.post_dominators.subtree(f), key=flow.order.__getitem__)
     inside = set(nodes)
     entering = {i for n in nodes for i in n.all_input_nodes if i in flow.trunk} - inside

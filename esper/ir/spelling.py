@@ -37,7 +37,7 @@ def spell(module: fx.GraphModule) -> None:
 def _range(module: fx.GraphModule, node: fx.Node) -> None:
     """`x[..., [2, 3], :]`: one list of constant neighbours is a slice."""
     x, indices = node.args
-    places = [i for i, index in enumerate(indices) if index is not None]  # type: ignore[union-attr, arg-type]
+    places = [i for i, index in enumerate(indices) if index is not None]  # type: ignore[arg-type]
     if len(places) != 1:
         return
     dim = places[0]

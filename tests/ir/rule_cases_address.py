@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the customary name
 
 from tests.ir.rule_case import Case, between, linears, rows, tokens
 
-def _written(h: Tensor, places: Tensor) -> Tensor:
-    h[:, places] = 1.0
+
+def _written(h: Tensor, places: Any) -> Tensor:
+    h[places] = 0.5
     return h
 
 
@@ -21,7 +24,9 @@ CASES: dict[str, Case] = {
         {"l0/neurons": 6},
     ),
     "gather with an expanded index": Case(
-        lambda m, x: m.l1(m.l0(x).gather(1, m.l2(x)[:, :1].argmax(-1, keepdim=True).expand(-1, -1, 6))),
+        lambda m, x: m.l1(
+            m.l0(x).gather(1, m.l2(x)[:, :1].argmax(-1, keepdim=True).expand(-1, -1, 6))
+        ),
         linears(4, 6, 2, l2=lambda: nn.Linear(4, 5)),
         tokens(),
         {"l0/neurons": 6},
@@ -34,7 +39,9 @@ CASES: dict[str, Case] = {
         {"l0/neurons": 6},
     ),
     "sort": Case(
-        lambda m, x: m.l1(m.l0(x).sort(1)[0] + m.l0(x).median(1, keepdim=True)[0]) + m.l2(x).sort(2)[0],
+        lambda m, x: (
+            m.l1(m.l0(x).sort(1)[0] + m.l0(x).median(1, keepdim=True)[0]) + m.l2(x).sort(2)[0]
+        ),
         linears(4, 6, 2, l2=lambda: nn.Linear(4, 2)),
         tokens(),
         {"l0/neurons": 6},
@@ -82,17 +89,20 @@ CASES: dict[str, Case] = {
         {"root/units": "addressed by data (index_put)"},
     ),
     "index put under a mask": Case(
-        between(lambda h: (lambda y: (y.__setitem__(y > 0, 0.5), y)[1])(h.clone())),
+        between(lambda h: _written(h.clone(), h > 0)),
         linears(4, 6, 2),
         rows(),
         {"l0/neurons": 6},
     ),
     "index put along units": Case(
-        lambda m, x: m.l1(_written(m.l0(x).clone(), m.i)),
+        lambda m, x: m.l1(_written(m.l0(x).clone(), (slice(None), m.i))),
         linears(4, 6, 2, i=lambda: torch.tensor([0, 2])),
         rows(),
         {},
-        {"l0/neurons": "addressed by data (index_put)", "root/units": "addressed by data (index_put)"},
+        {
+            "l0/neurons": "addressed by data (index_put)",
+            "root/units": "addressed by data (index_put)",
+        },
     ),
     "index of constant neighbours": Case(
         lambda m, x: m.l1(m.l0(x)[:, [-3, -2]]),

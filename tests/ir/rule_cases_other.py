@@ -54,7 +54,7 @@ CASES: dict[str, Case] = {
     "moments": Case(
         lambda m, x: (
             m.l0(x).var(-1, unbiased=False, keepdim=True)
-            * sum(torch.var_mean(m.l1(x), 1, correction=0))[:, None]
+            * torch.add(*torch.var_mean(m.l1(x), 1, correction=0))[:, None]
         ),
         lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(4, 5)},
         rows(),
@@ -62,7 +62,9 @@ CASES: dict[str, Case] = {
         lossy=("l0/embedding", "l1/embedding"),
     ),
     "norms": Case(
-        lambda m, x: m.l1(F.normalize(m.l0(x), dim=-1)) * torch.linalg.norm(m.l0(x), 3, dim=1)[:, None],
+        lambda m, x: (
+            m.l1(F.normalize(m.l0(x), dim=-1)) * torch.linalg.norm(m.l0(x), 3, dim=1)[:, None]
+        ),
         linears(4, 6, 2),
         rows(),
         {"l0/neurons": 6},

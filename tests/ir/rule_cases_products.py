@@ -34,9 +34,11 @@ CASES: dict[str, Case] = {
         {"root/units.2": 6},
     ),
     "addbmm, addmv, addr": Case(
-        lambda m, x: torch.addbmm(m.b, m.l0(x).transpose(1, 2), m.l1(x)) @ m.c
-        + torch.addr(m.d, m.e, m.e)[0, 0]
-        + torch.addmv(m.d[0], m.d, m.e)[0],
+        lambda m, x: (
+            torch.addbmm(m.b, m.l0(x).transpose(1, 2), m.l1(x)) @ m.c
+            + torch.addr(m.d, m.e, m.e)[0, 0]
+            + torch.addmv(m.d[0], m.d, m.e)[0]
+        ),
         lambda: {
             "l0": nn.Linear(4, 3),
             "l1": nn.Linear(4, 6),
@@ -84,7 +86,9 @@ CASES: dict[str, Case] = {
         {"l0/neurons": 3, "l1/neurons": 5, "b/neurons": 6},
     ),
     "distances": Case(
-        lambda m, x: torch.cdist(m.l0(x), m.p) + F.cosine_similarity(m.l0(x), m.p, dim=-1)[..., None],
+        lambda m, x: (
+            torch.cdist(m.l0(x), m.p) + F.cosine_similarity(m.l0(x), m.p, dim=-1)[..., None]
+        ),
         lambda: {"l0": nn.Linear(4, 6), "p": parameter(1, 5, 6)},
         tokens(),
         {"l0/neurons": 6},

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from tests.ir.rule_case import Case, linears, rows, tokens
 
 
-
 def _head(m: Any, x: Tensor) -> Any:
     return m.o(m.r(x)[0])
 

@@ -18,12 +18,16 @@ def _convs(middle: int, wide: int | None = None) -> Layers:
 def _rotated(m: Any, x: Tensor) -> Tensor:
     pairs = torch.view_as_complex(m.l0(x).unflatten(-1, (3, 2)))
     turned = pairs * torch.polar(torch.ones_like(m.f), m.f)
-    return m.l1(torch.view_as_real(turned).flatten(2))
+    result: Tensor = m.l1(torch.view_as_real(turned).flatten(2))
+    return result
 
 
 CASES: dict[str, Case] = {
     "unfold of a tensor": Case(
-        lambda m, x: m.l1(m.l0(x).unfold(1, 2, 1).sum(-1)), linears(4, 6, 2), tokens(), {"l0/neurons": 6}
+        lambda m, x: m.l1(m.l0(x).unfold(1, 2, 1).sum(-1)),
+        linears(4, 6, 2),
+        tokens(),
+        {"l0/neurons": 6},
     ),
     "unfold and fold": Case(
         lambda m, x: m.b(F.fold(F.unfold(m.a(x), 2, stride=2), (6, 6), 2, stride=2)),
@@ -58,14 +62,18 @@ CASES: dict[str, Case] = {
         {"a/channels": 6},
     ),
     "unpool": Case(
-        lambda m, x: m.b(F.max_unpool2d(*F.max_pool2d(m.a(x), 2, return_indices=True), 2)),
+        lambda m, x: m.b(F.max_unpool2d(*F.max_pool2d(m.a(x), 2, return_indices=True), [2, 2])),
         _convs(6),
         image(),
         {"a/channels": 6},
     ),
     "grid sample": Case(
         lambda m, x: m.b(
-            F.grid_sample(m.a(x), F.affine_grid(m.t.expand(x.shape[0], 2, 3), x.shape, False), align_corners=False)
+            F.grid_sample(
+                m.a(x),
+                F.affine_grid(m.t.expand(x.shape[0], 2, 3), list(x.shape), False),
+                align_corners=False,
+            )
         ),
         lambda: {"a": nn.Conv2d(2, 6, 1), "b": nn.Conv2d(6, 2, 1), "t": torch.eye(2, 3)[None]},
         image(),
@@ -80,7 +88,9 @@ CASES: dict[str, Case] = {
         {"l0/neurons.2": "real and imaginary part", "l1/units": "real and imaginary part"},
     ),
     "real and imaginary parts": Case(
-        lambda m, x: m.l1((lambda c: c.real * c.imag + (c * c.conj()).abs())(torch.complex(m.l0(x), m.l2(x)))),
+        lambda m, x: m.l1(
+            (lambda c: c.real * c.imag + (c * c.conj()).abs())(torch.complex(m.l0(x), m.l2(x)))
+        ),
         linears(4, 6, 2, l2=lambda: nn.Linear(4, 6)),
         rows(),
         {"l0/neurons": 6},
@@ -110,7 +120,11 @@ CASES: dict[str, Case] = {
     ),
     "grids": Case(
         lambda m, x: sum(torch.meshgrid(m.p, m.q, indexing="xy")) @ m.l0(x).T,
-        lambda: {"l0": nn.Linear(4, 6), "p": nn.Parameter(torch.rand(6)), "q": nn.Parameter(torch.rand(3))},
+        lambda: {
+            "l0": nn.Linear(4, 6),
+            "p": nn.Parameter(torch.rand(6)),
+            "q": nn.Parameter(torch.rand(3)),
+        },
         rows(),
         {"l0/neurons": 6},
     ),

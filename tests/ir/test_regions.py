@@ -268,3 +268,23 @@ def test_memory_is_plain_and_a_removed_id_retires() -> None:
     del model.identities.regions["phage:model.transformer.h.1"]
     model.identities.retired.add("phage:model.transformer.h.1")
     assert "phage:model.transformer.h.1.2" in phages(model)
+
+
+class _Dead(nn.Module):
+    """A sum that nothing reads, as in the last layer of WaveNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        _ = x + torch.tanh(self.inner(x))
+        result: Tensor = self.out(x)
+        return result
+
+
+def test_a_sum_that_nothing_reads_ends_no_branch() -> None:
+    model = trace(_Dead(), (torch.randn(3, 4),))
+    assert any(node.target is torch.ops.aten.add.Tensor for node in model.graph.nodes)
+    assert not any(name.endswith("/branch") for name in phages(model))

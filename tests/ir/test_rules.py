@@ -18,6 +18,7 @@ from esper.ir.rules import REGISTRY, elementwise
 from tests import oracle, zoo
 from tests.ir import (
     rule_cases_address,
+    rule_cases_attention,
     rule_cases_contraction,
     rule_cases_movement,
     rule_cases_other,
@@ -29,6 +30,7 @@ from tests.ir.rule_case import Body, Case
 
 CASES: dict[str, Case] = {
     **rule_cases_contraction.CASES,
+    **rule_cases_attention.CASES,
     **rule_cases_movement.CASES,
     **rule_cases_other.CASES,
     **rule_cases_products.CASES,

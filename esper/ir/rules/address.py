@@ -17,7 +17,7 @@ KEYWORD = 99
 
 
 def _reason(r: Rules) -> str:
-    return f"addressed by data ({r.node.target.__name__.partition('.')[0]})"
+    return f"addressed by data ({str(r.node.target).removeprefix('aten.').partition('.')[0]})"
 
 
 def advanced(r: Rules) -> Dims:
@@ -225,17 +225,15 @@ def embedding_bag(r: Rules) -> list[Dims]:
 
 TABLE: dict[Any, Rule] = {
     aten.index.Tensor: advanced,
-    **{
-        op: index_put
-        for op in (aten.index_put.default, aten.index_put_.default, aten._unsafe_index_put.default)
-    },
+    **dict.fromkeys(
+        (aten.index_put.default, aten.index_put_.default, aten._unsafe_index_put.default), index_put
+    ),
     aten._unsafe_index.Tensor: advanced,
     aten.index_select.default: index_select,
     aten.gather.default: gather,
     aten.take_along_dim.default: take_along_dim,
-    **{
-        op: scatter
-        for op in (
+    **dict.fromkeys(
+        (
             aten.scatter.src,
             aten.scatter.value,
             aten.scatter.reduce,
@@ -245,11 +243,11 @@ TABLE: dict[Any, Rule] = {
             aten.scatter_.src,
             aten.scatter_.value,
             aten.scatter_add_.default,
-        )
-    },
-    **{
-        op: index_into
-        for op in (
+        ),
+        scatter,
+    ),
+    **dict.fromkeys(
+        (
             aten.index_add.default,
             aten.index_copy.default,
             aten.index_fill.int_Scalar,
@@ -258,8 +256,9 @@ TABLE: dict[Any, Rule] = {
             aten.index_copy_.default,
             aten.index_fill_.int_Scalar,
             aten.index_fill_.int_Tensor,
-        )
-    },
+        ),
+        index_into,
+    ),
     aten.sort.default: ordered(1),
     aten.argsort.default: ordered(1),
     aten.sort.stable: ordered(KEYWORD),

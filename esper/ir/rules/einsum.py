@@ -27,7 +27,10 @@ def einsum(r: Rules) -> Dims:
         before, dots, after = term.partition("...")
         hidden = dims[len(before) : len(dims) - len(after)] if dots else []
         rest.append(hidden)
-        named = [*enumerate(before), *((len(dims) - len(after) + i, c) for i, c in enumerate(after))]
+        named = [
+            *enumerate(before),
+            *((len(dims) - len(after) + i, c) for i, c in enumerate(after)),
+        ]
         for i, letter in named:
             if term.count(letter) > 1:
                 r.freeze(dims[i], "einsum takes a diagonal")

@@ -55,7 +55,13 @@ def _strided(r: Rules, dims: Dims, dim: int, step: int) -> Dims | None:
     size, after = r.shape(r.arg(0))[dim], r.shape()[dim]
     start, end = r.arg(2, "start") or 0, r.arg(3, "end")
     static = all(isinstance(value, int) for value in (size, after, start))
-    if not static or r.settled(dims[dim]) or size % step or not 0 <= start < step or after != size // step:
+    if (
+        not static
+        or r.settled(dims[dim])
+        or size % step
+        or not 0 <= start < step
+        or after != size // step
+    ):
         return None
     if isinstance(end, torch.fx.Node) or (isinstance(end, int) and end < size):
         return None
@@ -159,9 +165,8 @@ def scalar_tensor(r: Rules) -> Dims:
 TABLE: dict[Any, Rule] = {
     aten.slice.Tensor: slice_tensor,
     aten.eye.default: eye,
-    **{
-        op: positions
-        for op in (
+    **dict.fromkeys(
+        (
             aten.eye.m,
             aten.randint.default,
             aten.randint.low,
@@ -178,8 +183,9 @@ TABLE: dict[Any, Rule] = {
             aten.kaiser_window.default,
             aten.fft_fftfreq.default,
             aten.fft_rfftfreq.default,
-        )
-    },
+        ),
+        positions,
+    ),
     aten.select.int: select,
     aten.arange.default: positions,
     aten.arange.start: positions,

@@ -40,9 +40,8 @@ _LOSS = opaque("a loss is taken over it")
 _STRIDES = opaque("addressed by strides")
 
 TABLE: dict[Any, Rule] = {
-    **{
-        op: _DATA
-        for op in (
+    **dict.fromkeys(
+        (
             aten.nonzero.default,
             aten.masked_select.default,
             aten.repeat_interleave.self_Tensor,
@@ -50,11 +49,11 @@ TABLE: dict[Any, Rule] = {
             aten._unique2.default,
             aten.unique_consecutive.default,
             aten.bincount.default,
-        )
-    },
-    **{
-        op: _ALL
-        for op in (
+        ),
+        _DATA,
+    ),
+    **dict.fromkeys(
+        (
             aten.histc.default,
             aten.take.default,
             aten.isin.Tensor_Tensor,
@@ -78,11 +77,11 @@ TABLE: dict[Any, Rule] = {
             aten.linalg_det.default,
             aten.linalg_eigh.default,
             aten.linalg_pinv.default,
-        )
-    },
-    **{
-        op: _LOSS
-        for op in (
+        ),
+        _ALL,
+    ),
+    **dict.fromkeys(
+        (
             aten.mse_loss.default,
             aten.l1_loss.default,
             aten.huber_loss.default,
@@ -92,7 +91,8 @@ TABLE: dict[Any, Rule] = {
             aten.binary_cross_entropy_with_logits.default,
             aten.nll_loss_nd.default,
             aten.cross_entropy_loss.default,
-        )
-    },
+        ),
+        _LOSS,
+    ),
     aten.as_strided.default: _STRIDES,
 }

@@ -6,6 +6,7 @@ is a contraction too.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def _contract(r: Rules, a: int, i: int, b: int, j: int) -> None:
 def chain(r: Rules) -> Dims:
     """multi_dot([a, b, c]): neighbours contract."""
     operands = [r.of(t) for t in r.arg(0)]
-    for at, (left, right) in enumerate(zip(operands, operands[1:], strict=False)):
+    for at, (left, right) in enumerate(itertools.pairwise(operands)):
         r.unify(left[-1], right[0])
         r.use((0, at), len(left) - 1, left[-1])
         r.use((0, at + 1), 0, right[0])

@@ -147,8 +147,8 @@ def softmax(r: Rules) -> Dims:
     """softmax, log_softmax: units compete; those that stay share what is given out."""
     dims = r.of(r.arg(0))
     if dims and not _floating(r):
-        return along(r)
-    if dims:
+        r.freeze(dims[r.arg(1, "dim")], f"{r.node.target} runs along it")
+    elif dims:
         i = r.arg(1, "dim") % len(dims)
         r.couple(dims[i], f"{r.node.target} runs along it")
         r.use((0,), i, dims[i], "lowest")
@@ -213,8 +213,8 @@ TABLE: dict[Any, Rule] = {
     aten.std.correction: moments,
     aten.var_mean.correction: moments,
     aten.std_mean.correction: moments,
-    **{op: _LOWEST for op in (aten.amax.default, aten.max.dim, aten.max.default)},
-    **{op: _HIGHEST for op in (aten.amin.default, aten.min.dim, aten.min.default)},
+    **dict.fromkeys((aten.amax.default, aten.max.dim, aten.max.default), _LOWEST),
+    **dict.fromkeys((aten.amin.default, aten.min.dim, aten.min.default), _HIGHEST),
     aten.logsumexp.default: _LOWEST,
     aten.prod.dim_int: neutral("one"),
     aten.prod.default: neutral("one"),
@@ -222,9 +222,8 @@ TABLE: dict[Any, Rule] = {
     aten.linalg_norm.default: any_norm,
     aten.linalg_matrix_norm.default: any_norm,
     aten.linalg_matrix_norm.str_ord: any_norm,
-    **{
-        op: frozen_reduction
-        for op in (
+    **dict.fromkeys(
+        (
             aten.argmax.default,
             aten.argmin.default,
             aten.any.dim,
@@ -236,8 +235,9 @@ TABLE: dict[Any, Rule] = {
             aten.count_nonzero.dim_IntList,
             aten.count_nonzero.default,
             aten.aminmax.default,
-        )
-    },
+        ),
+        frozen_reduction,
+    ),
     aten.softmax.int: softmax,
     aten.log_softmax.int: softmax,
     aten._softmax.default: softmax,

@@ -77,19 +77,14 @@ def stft(r: Rules) -> Dims:
 TABLE: dict[Any, Rule] = {
     aten.view_as_complex.default: as_complex,
     aten.view_as_real.default: as_real,
-    **{
-        op: pointwise
-        for op in (aten.polar.default, aten.complex.default, aten._conj.default, aten.conj.default)
-    },
-    **{
-        op: same
-        for op in (
-            aten.real.default,
-            aten.imag.default,
-            aten.resolve_conj.default,
-            aten.resolve_neg.default,
-        )
-    },
+    aten.polar.default: pointwise,
+    aten.complex.default: pointwise,
+    aten._conj.default: same,
+    aten.conj.default: same,
+    aten.real.default: same,
+    aten.imag.default: same,
+    aten.resolve_conj.default: same,
+    aten.resolve_neg.default: same,
     **{
         getattr(aten, f"fft_{name}").default: along_one
         for name in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")

@@ -65,7 +65,9 @@ class DecoderLayer(nn.Module):
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        return self.out(self.layer(self.inp(x), self.told(memory), tgt_mask=self.mask, tgt_is_causal=True))
+        return self.out(
+            self.layer(self.inp(x), self.told(memory), tgt_mask=self.mask, tgt_is_causal=True)
+        )
 
 
 class GroupedQueries(nn.Module):
@@ -116,6 +118,8 @@ class Rotary(nn.Module):
         self.q, self.k, self.v = (nn.Linear(8, WIDTH) for _ in range(3))
         self.o = nn.Linear(WIDTH, 8)
         angles = torch.outer(torch.arange(5.0), 10.0 ** -torch.arange(HEAD // 2))
+        self.cos: Tensor
+        self.sin: Tensor
         self.register_buffer("cos", angles.cos())
         self.register_buffer("sin", angles.sin())
 
@@ -221,7 +225,9 @@ class Pooling(nn.Module):
 _PACKED = {"heads": 1, "head-size": 1}  # one view takes three equal parts out
 _APART = {"heads": 1, "head-size": 2}
 TABLE: tuple[Entry, ...] = (
-    pattern("torch_attention", TorchAttention, tokens(), reach={"embedding": 1, **_PACKED}, fast=True),
+    pattern(
+        "torch_attention", TorchAttention, tokens(), reach={"embedding": 1, **_PACKED}, fast=True
+    ),
     pattern("torch_cross_attention", TorchCrossAttention, tokens(), tokens(4, 6), reach=_APART),
     pattern(
         "torch_encoder_layer",
@@ -242,7 +248,12 @@ TABLE: tuple[Entry, ...] = (
         tokens(4, 6),
         reach={"embedding": 1, "heads": 2, "head-size": 2, "neurons": 1},
     ),
-    pattern("grouped_queries", lambda: GroupedQueries(2), tokens(), reach={"kv-groups": 1, "head-size": 2, "query-heads": 1}),
+    pattern(
+        "grouped_queries",
+        lambda: GroupedQueries(2),
+        tokens(),
+        reach={"kv-groups": 1, "head-size": 2, "query-heads": 1},
+    ),
     pattern("multi_query", lambda: GroupedQueries(1), tokens(), reach=_APART),
     pattern("fused_qkv", FusedQkv, tokens(), reach={"heads": 1, "head-size": 1}),
     pattern("rotary_halves", lambda: Rotary("halves"), tokens(), reach=_APART, fast=True),

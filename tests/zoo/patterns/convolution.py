@@ -10,9 +10,9 @@ from tests.zoo.entry import Entry
 from tests.zoo.patterns.make import image, pattern, series
 
 
-def conv(inner: int, outer: int, size: int = 1, **options: int) -> nn.Sequential:
+def conv(inner: int, outer: int, size: int = 1, groups: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inner, outer, size, padding=size // 2, bias=False, **options),
+        nn.Conv2d(inner, outer, size, padding=size // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outer),
         nn.ReLU(inplace=True),
     )
@@ -199,7 +199,7 @@ class WaveNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        total: Tensor | float = 0.0
+        total = torch.zeros(())
         for i, (gate, out) in enumerate(zip(self.gates, self.outs, strict=True)):
             a, b = gate(F.pad(x, (2**i, 0))).chunk(2, 1)
             residual, skip = out(torch.tanh(a) * torch.sigmoid(b)).split([6, 4], 1)
@@ -259,15 +259,15 @@ TABLE: tuple[Entry, ...] = (
     ),
     pattern("shufflenet_split", ShuffleSplit, image(), reach={"channels": 2}),
     pattern("separable", Separable, image(), reach={"channels": 3}),
-    pattern("squeeze_excite", SqueezeExcite, image(), reach={"channels": 1, "neurons": 1}, fast=True),
+    pattern(
+        "squeeze_excite", SqueezeExcite, image(), reach={"channels": 1, "neurons": 1}, fast=True
+    ),
     pattern("inception", Inception, image(), reach={"channels": 5}),
     pattern("densenet", Dense, image(), reach={"channels": 4}),
     pattern("padded_shortcut", PaddedShortcut, image(), reach={"channels": 4}),
     pattern("partial_stages", PartialStages, image(), reach={"channels": 4}),
     pattern("temporal_convolution", Temporal, series(), reach={"channels": 1}),
     pattern("wavenet", WaveNet, series(), reach={"channels": 4}),
-    pattern(
-        "volume", Volume, lambda: torch.randn(3, 2, 4, 4, 4), reach={"channels": 2}
-    ),
+    pattern("volume", Volume, lambda: torch.randn(3, 2, 4, 4, 4), reach={"channels": 2}),
     pattern("selective_kernel", SelectiveKernel, image(), reach={"channels": 2, "neurons": 1}),
 )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import esper
 from esper.ir.axes import Dims, Rules
+from esper.ir.codec import trust
 from tests.zoo.entry import Entry
 from tests.zoo.patterns.make import pattern, rows
 
@@ -55,6 +56,7 @@ def scaled_rule(r: Rules) -> Dims:
     return x
 
 
+trust("esper_zoo")  # so that files may name it
 esper.register_axis_rule(torch.ops.esper_zoo.scaled.default, scaled_rule)
 
 

@@ -53,7 +53,7 @@ class AutoEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         code = F.relu(self.narrow(F.relu(self.enc(x)).flatten(1)))
-        return self.dec(F.relu(self.back(code)).unflatten(1, (4, 4, 4)))
+        return self.dec(F.relu(self.back(code)).view(-1, 4, 4, 4))
 
 
 class Pyramid(nn.Module):
@@ -188,13 +188,18 @@ class SegNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y, places = F.max_pool2d(self.down(x), 2, return_indices=True)
-        return self.up(F.max_unpool2d(F.relu(y), places, 2))
+        return self.up(F.max_unpool2d(F.relu(y), places, [2, 2]))
 
 
 TABLE: tuple[Entry, ...] = (
     pattern("unet_group_norm", UNet, image(), reach={"groups": 1, "embedding": 1, "channels": 2}),
-    pattern("generator", Generator, lambda: torch.randn(3, 4), reach={"groups": 1, "neurons": 1, "channels": 1}),
-    pattern("autoencoder", AutoEncoder, image(), reach={"channels": 1, "neurons": 1}),
+    pattern(
+        "generator",
+        Generator,
+        lambda: torch.randn(3, 4),
+        reach={"groups": 1, "neurons": 1, "channels": 1},
+    ),
+    pattern("autoencoder", AutoEncoder, image(), reach={"channels": 1, "neurons": 2}),
     pattern("feature_pyramid", Pyramid, image(), reach={"channels": 3}, fast=True),
     pattern("dilated_pools", DilatedPools, image(), reach={"channels": 5}),
     pattern("non_local", NonLocal, image(4), reach={"channels": 1, "head-size": 2}),

@@ -183,7 +183,12 @@ TABLE: tuple[Entry, ...] = (
     pattern("listed_experts", ListedExperts, rows(), reach={"neurons": 3}),
     pattern("top_experts", TopExperts, tokens(), reach={"neurons": 1}),
     pattern("gathered_experts", GatheredExperts, rows(), reach={"head-size": 1}),
-    pattern("perceiver", Perceiver, tokens(), reach={"heads": 1, "head-size": 1, "embedding": 1, "neurons": 1}),
+    pattern(
+        "perceiver",
+        Perceiver,
+        tokens(),
+        reach={"heads": 1, "head-size": 1, "embedding": 1, "neurons": 1},
+    ),
     pattern("learned_queries", Queries, tokens(), reach={"head-size": 2}),
     pattern("external_memory", ExternalMemory, tokens(), reach={"neurons": 3}),
     pattern("memory_tokens", MemoryTokens, tokens(), reach={"neurons": 2, "units": 1}),

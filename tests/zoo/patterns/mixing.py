@@ -120,7 +120,9 @@ class HandNorms(nn.Module):
         x = self.layers[0](x)
         mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
         x = self.layers[1](self.scale * (x - mean) / (std + 1e-6) + self.shift)
-        x = (x - x.mean(-1, keepdim=True)) * torch.rsqrt(x.var(-1, unbiased=False, keepdim=True) + 1e-5)
+        x = (x - x.mean(-1, keepdim=True)) * torch.rsqrt(
+            x.var(-1, unbiased=False, keepdim=True) + 1e-5
+        )
         x = self.layers[2](x)
         var, mean = torch.var_mean(x, dim=-1, keepdim=True, correction=0)
         x = self.layers[3]((x - mean) / (var + 1e-5).sqrt())
@@ -161,6 +163,7 @@ class Embeddings(nn.Module):
         self.widen = nn.Linear(4, 6)
         self.norm = nn.LayerNorm(6)
         self.mix = nn.Linear(6, 6)
+        self.order: Tensor
         self.register_buffer("order", torch.arange(5)[None])
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -217,9 +220,13 @@ TABLE: tuple[Entry, ...] = (
     pattern("interleaved_glu", InterleavedGlu, tokens(), reach={"neurons": 2}),
     pattern("spatial_gate", SpatialGate, tokens(), reach={"embedding": 1, "neurons": 1}),
     pattern("mixer", Mixer, image(), reach={"embedding": 1, "neurons": 2}, fast=True),
-    pattern("fourier", Fourier, tokens(), reach={"embedding": 1, "neurons": 1}, onnx="complex numbers"),
+    pattern(
+        "fourier", Fourier, tokens(), reach={"embedding": 1, "neurons": 1}, onnx="complex numbers"
+    ),
     pattern("norms_by_hand", HandNorms, tokens(), reach={"embedding": 3, "neurons": 1}),
-    pattern("channel_norms", ChannelNorms, image(), reach={"groups": 1, "embedding": 3, "channels": 1}),
+    pattern(
+        "channel_norms", ChannelNorms, image(), reach={"groups": 1, "embedding": 3, "channels": 1}
+    ),
     pattern("embedding_sums", Embeddings, ids(), reach={"embedding": 2}),
     pattern("bilinear", Bilinear, rows(), reach={"neurons": 3}),
     pattern("prototypes", Prototypes, rows(), reach={"neurons": 2}),

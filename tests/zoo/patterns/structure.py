@@ -180,6 +180,7 @@ class Fixed(nn.Module):
         self.inner = nn.Linear(4, 6)
         self.out = nn.Linear(6, 5)
         self.last = nn.Linear(5, 3)
+        self.order: Tensor
         self.register_buffer("order", torch.tensor([3, 1, 5, 0, 2, 4]))
 
     def forward(self, x: Tensor) -> Tensor:

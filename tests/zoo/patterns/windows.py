@@ -24,6 +24,7 @@ class Window(nn.Module):
         self.bias_table = nn.Parameter(0.2 * torch.randn((2 * WINDOW - 1) ** 2, HEADS))
         steps = torch.stack(torch.meshgrid(*[torch.arange(WINDOW)] * 2, indexing="ij")).flatten(1)
         apart = steps[:, :, None] - steps[:, None] + WINDOW - 1
+        self.places: Tensor
         self.register_buffer("places", apart[0] * (2 * WINDOW - 1) + apart[1])
         self.proj = nn.Linear(WIDTH, WIDTH)
         self.merge_norm = nn.LayerNorm(4 * WIDTH)
@@ -42,7 +43,11 @@ class Window(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         x = self.patch(image).permute(0, 2, 3, 1)
         b, h, w, c = x.shape
-        y = torch.roll(self.norm(x), (-self.shift, -self.shift), (1, 2)) if self.shift else self.norm(x)
+        y = (
+            torch.roll(self.norm(x), (-self.shift, -self.shift), (1, 2))
+            if self.shift
+            else self.norm(x)
+        )
         y = y.view(b, h // WINDOW, WINDOW, w // WINDOW, WINDOW, c)
         y = y.permute(0, 1, 3, 2, 4, 5).reshape(-1, WINDOW * WINDOW, c)
         y = self.attend(y).view(-1, h // WINDOW, w // WINDOW, WINDOW, WINDOW, c)
@@ -121,6 +126,7 @@ class Slopes(nn.Module):
         super().__init__()
         self.qkv = nn.Linear(8, 3 * WIDTH)
         self.o = nn.Linear(WIDTH, 8)
+        self.slopes: Tensor
         self.register_buffer("slopes", 2.0 ** -torch.arange(1.0, HEADS + 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,8 +159,18 @@ class LocalConvolution(nn.Module):
 
 _FUSED = {"heads": 1, "head-size": 1}
 TABLE: tuple[Entry, ...] = (
-    pattern("window_attention", lambda: Window(0), image(), reach={"embedding": 1, "neurons": 1, **_FUSED}),
-    pattern("shifted_windows", lambda: Window(1), image(), reach={"embedding": 1, "neurons": 1, **_FUSED}),
+    pattern(
+        "window_attention",
+        lambda: Window(0),
+        image(),
+        reach={"embedding": 1, "neurons": 1, **_FUSED},
+    ),
+    pattern(
+        "shifted_windows",
+        lambda: Window(1),
+        image(),
+        reach={"embedding": 1, "neurons": 1, **_FUSED},
+    ),
     pattern("class_token", ClassToken, image(), reach={"embedding": 1, "heads": 1, "head-size": 1}),
     pattern("axial_attention", Axial, image(), reach={"heads": 1, "head-size": 3}),
     pattern("relative_bias", RelativeBias, tokens(), reach={"heads": 1, "head-size": 2}),
