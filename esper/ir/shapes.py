@@ -11,6 +11,8 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from esper.ir.recurrent_shapes import SHAPES
+
 if TYPE_CHECKING:
     from esper.ir.model import Model
 
@@ -73,7 +75,8 @@ def evaluate(model: Model, node: fx.Node, mode: FakeTensorMode) -> Any:
     # narrow the ranges of symbols by what some kernel's heuristics asked about the example.
     # As in export, Python kernels come first: some C++ ones would fix a symbolic size.
     with mode, torch.no_grad(), enable_python_dispatcher(), _no_guards(mode):
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        target = SHAPES.get(node.target, node.target)
+        return target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _no_guards(mode: FakeTensorMode) -> AbstractContextManager[None]:

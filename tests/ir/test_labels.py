@@ -66,9 +66,9 @@ class Program:
 
 @st.composite
 def programs(draw: st.DrawFn, constants: bool = False) -> Program:
-    """With `constants`, elements that come from no input are among them."""
+    """With `constants`, some elements come from no input, and some units are mere copies."""
     program = Program()
-    steps = {**_STEPS, "pad": _pad} if constants else _STEPS
+    steps = {**_STEPS, "pad": _pad, "repeat": _repeat} if constants else _STEPS
     for _ in range(draw(st.integers(1, 2))):
         program.source(draw(st.sampled_from(SHAPES)))
     for _ in range(draw(st.integers(1, 7))):
@@ -213,7 +213,6 @@ def _pad(draw: st.DrawFn, program: Program, node: fx.Node) -> None:
 _STEPS = {
     "select": _select,
     "strided": _strided,
-    "repeat": _repeat,
     "shuffle": _shuffle,
     "diagonal": _diagonal,
     "view as": _view_as,

@@ -224,18 +224,21 @@ def expand_as(r: Rules) -> Dims:
 
 
 def repeat(r: Rules) -> Dims:
-    """repeat: each dim becomes copies x dim; the copies are one frozen broadcast atom."""
+    """repeat: each dim becomes copies x dim; equal copies may go, as the count follows."""
     dims, counts = r.of(r.arg(0)), r.arg(1)
     dims = [r.fresh(1)] * (len(counts) - len(dims)) + dims
     result: Dims = []
-    for count, dim, size in zip(counts, dims, r.shape(), strict=True):
+    for i, (count, dim, size) in enumerate(zip(counts, dims, r.shape(), strict=True)):
         # A symbolic count (the batch, say) is what the size of the result is divided by.
         copies = count if isinstance(count, int) else _count(size, dim)
         if copies is None:
             r.freeze(dim, "copies made by repeat")
             result.append(r.fresh(size, "copies made by repeat"))
-        else:
-            result.append(r.product([r.fresh(copies, "copies made by repeat"), dim]))
+            continue
+        times = r.fresh(copies)
+        if isinstance(count, int):
+            r.literal((1, i), times)
+        result.append(r.product([times, dim]))
     return result
 
 
@@ -246,12 +249,18 @@ def _count(size: Any, dim: Dim) -> Any:
 
 
 def repeat_interleave(r: Rules) -> Dims:
-    """repeat_interleave(n, dim): dim x copies."""
+    """repeat_interleave(n, dim): dim x copies; equal copies may go, as the count follows."""
     dims, count, dim = list(r.of(r.arg(0))), r.arg(1), r.arg(2, "dim")
     if dim is None:
         r.freeze(dims, "repeat_interleave of a flattened tensor")
         return [r.fresh(s, "repeat_interleave of a flattened tensor") for s in r.shape()]
-    dims[dim] = r.product([dims[dim], r.fresh(count, "copies made by repeat_interleave")])
+    if not isinstance(count, int):
+        r.freeze(dims[dim], "copies counted at run time")
+        dims[dim] = r.fresh(r.shape()[dim], "copies counted at run time")
+        return dims
+    copies = r.fresh(count)
+    r.literal((1,), copies)
+    dims[dim] = r.product([dims[dim], copies])
     return dims
 
 

@@ -59,13 +59,13 @@ class DecoderLayer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inp = nn.Linear(8, WIDTH)
+        self.inp, self.told = nn.Linear(8, WIDTH), nn.Linear(6, WIDTH)
         self.layer = nn.TransformerDecoderLayer(WIDTH, HEADS, 12, dropout=0.0, batch_first=True)
         self.out = nn.Linear(WIDTH, 3)
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        return self.out(self.layer(self.inp(x), memory, tgt_mask=self.mask, tgt_is_causal=True))
+        return self.out(self.layer(self.inp(x), self.told(memory), tgt_mask=self.mask, tgt_is_causal=True))
 
 
 class GroupedQueries(nn.Module):
@@ -218,31 +218,32 @@ class Pooling(nn.Module):
         return self.out((weights.mT @ self.value(x)).flatten(1))
 
 
+_PACKED = {"heads": 1, "head-size": 1}  # one view takes three equal parts out
 _APART = {"heads": 1, "head-size": 2}
 TABLE: tuple[Entry, ...] = (
-    pattern("torch_attention", TorchAttention, tokens(), reach={"embedding": 1, **_APART}, fast=True),
-    pattern("torch_cross_attention", TorchCrossAttention, tokens(), tokens(4, 6), reach={"head-size": 2}),
+    pattern("torch_attention", TorchAttention, tokens(), reach={"embedding": 1, **_PACKED}, fast=True),
+    pattern("torch_cross_attention", TorchCrossAttention, tokens(), tokens(4, 6), reach=_APART),
     pattern(
         "torch_encoder_layer",
         lambda: EncoderLayer(False),
         tokens(),
-        reach={"embedding": 1, "neurons": 1, **_APART},
+        reach={"embedding": 1, "neurons": 1, **_PACKED},
     ),
     pattern(
         "torch_encoder_layer_norm_first",
         lambda: EncoderLayer(True),
         tokens(),
-        reach={"embedding": 1, "neurons": 1, **_APART},
+        reach={"embedding": 1, "neurons": 1, **_PACKED},
     ),
     pattern(
         "torch_decoder_layer",
         DecoderLayer,
         tokens(),
-        tokens(4),
-        reach={"embedding": 1, "heads": 2, "head-size": 4, "neurons": 1},
+        tokens(4, 6),
+        reach={"embedding": 1, "heads": 2, "head-size": 2, "neurons": 1},
     ),
     pattern("grouped_queries", lambda: GroupedQueries(2), tokens(), reach={"kv-groups": 1, "head-size": 2, "query-heads": 1}),
-    pattern("multi_query", lambda: GroupedQueries(1), tokens(), reach={"query-heads": 1, "head-size": 2}),
+    pattern("multi_query", lambda: GroupedQueries(1), tokens(), reach=_APART),
     pattern("fused_qkv", FusedQkv, tokens(), reach={"heads": 1, "head-size": 1}),
     pattern("rotary_halves", lambda: Rotary("halves"), tokens(), reach=_APART, fast=True),
     pattern("rotary_pairs", lambda: Rotary("pairs"), tokens(), reach=_APART),
@@ -253,9 +254,9 @@ TABLE: tuple[Entry, ...] = (
         reach=_APART,
         onnx="complex numbers",
     ),
-    pattern("einsum_attention", EinsumAttention, tokens(), reach=_APART),
+    pattern("einsum_attention", EinsumAttention, tokens(), reach={"units": 3}),
     pattern("cosine_attention", CosineAttention, tokens(), reach=_APART),
     pattern("linear_attention", LinearAttention, tokens(), reach=_APART),
     pattern("masked_attention", Masked, tokens(), reach=_APART),
-    pattern("attention_pooling", Pooling, tokens(), reach={"neurons": 2, "heads": 1}),
+    pattern("attention_pooling", Pooling, tokens(), reach={"neurons": 2, "head-size": 1}),
 )

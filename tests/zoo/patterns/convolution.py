@@ -38,10 +38,10 @@ class ShuffleUnit(nn.Module):
     def __init__(self, layer: bool) -> None:
         super().__init__()
         self.stem = conv(3, 8)
-        self.squeeze = conv(8, 4, groups=2)
+        self.squeeze = conv(8, 8, groups=2)
         self.shuffle = nn.ChannelShuffle(2) if layer else self.by_views
-        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
-        self.widen = nn.Conv2d(4, 8, 1, groups=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.widen = nn.Conv2d(8, 8, 1, groups=2)
         self.head = nn.Conv2d(8, 3, 1)
 
     @staticmethod
@@ -239,10 +239,24 @@ class SelectiveKernel(nn.Module):
         return self.head((both * weights[..., None, None]).sum(1))
 
 
+# The shortcut ties the groups of both grouped convolutions, and each has a part in every other.
+_TIED_GROUPS = {"axis:stem.0/groups": "occurs twice in one product"}
 TABLE: tuple[Entry, ...] = (
     pattern("resnext", ResNeXt, image(), reach={"channels": 3, "groups": 1}, fast=True),
-    pattern("shufflenet_views", lambda: ShuffleUnit(False), image(), reach={"channels": 4}),
-    pattern("shufflenet_layer", lambda: ShuffleUnit(True), image(), reach={"channels": 4}),
+    pattern(
+        "shufflenet_views",
+        lambda: ShuffleUnit(False),
+        image(),
+        reach={"channels": 2},
+        stops=_TIED_GROUPS,
+    ),
+    pattern(
+        "shufflenet_layer",
+        lambda: ShuffleUnit(True),
+        image(),
+        reach={"channels": 2},
+        stops=_TIED_GROUPS,
+    ),
     pattern("shufflenet_split", ShuffleSplit, image(), reach={"channels": 2}),
     pattern("separable", Separable, image(), reach={"channels": 3}),
     pattern("squeeze_excite", SqueezeExcite, image(), reach={"channels": 1, "neurons": 1}, fast=True),
@@ -250,10 +264,10 @@ TABLE: tuple[Entry, ...] = (
     pattern("densenet", Dense, image(), reach={"channels": 4}),
     pattern("padded_shortcut", PaddedShortcut, image(), reach={"channels": 4}),
     pattern("partial_stages", PartialStages, image(), reach={"channels": 4}),
-    pattern("temporal_convolution", Temporal, series(), reach={"embedding": 1}),
+    pattern("temporal_convolution", Temporal, series(), reach={"channels": 1}),
     pattern("wavenet", WaveNet, series(), reach={"channels": 4}),
     pattern(
         "volume", Volume, lambda: torch.randn(3, 2, 4, 4, 4), reach={"channels": 2}
     ),
-    pattern("selective_kernel", SelectiveKernel, image(), reach={"channels": 1, "neurons": 1}),
+    pattern("selective_kernel", SelectiveKernel, image(), reach={"channels": 2, "neurons": 1}),
 )

@@ -47,12 +47,12 @@ class AutoEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.enc = nn.Conv2d(3, 4, 3, stride=2, padding=1)
-        self.code = nn.Linear(64, 5)
+        self.narrow = nn.Linear(64, 5)
         self.back = nn.Linear(5, 64)
         self.dec = nn.ConvTranspose2d(4, 3, 2, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        code = F.relu(self.code(F.relu(self.enc(x)).flatten(1)))
+        code = F.relu(self.narrow(F.relu(self.enc(x)).flatten(1)))
         return self.dec(F.relu(self.back(code)).unflatten(1, (4, 4, 4)))
 
 
@@ -193,14 +193,14 @@ class SegNet(nn.Module):
 
 TABLE: tuple[Entry, ...] = (
     pattern("unet_group_norm", UNet, image(), reach={"groups": 1, "embedding": 1, "channels": 2}),
-    pattern("generator", Generator, lambda: torch.randn(3, 4), reach={"groups": 1, "channels": 2}),
-    pattern("autoencoder", AutoEncoder, image(), reach={"channels": 2, "neurons": 1}),
+    pattern("generator", Generator, lambda: torch.randn(3, 4), reach={"groups": 1, "neurons": 1, "channels": 1}),
+    pattern("autoencoder", AutoEncoder, image(), reach={"channels": 1, "neurons": 1}),
     pattern("feature_pyramid", Pyramid, image(), reach={"channels": 3}, fast=True),
     pattern("dilated_pools", DilatedPools, image(), reach={"channels": 5}),
     pattern("non_local", NonLocal, image(4), reach={"channels": 1, "head-size": 2}),
     pattern("super_resolution", SuperResolution, image(), reach={"channels": 2}),
     pattern("space_to_depth", SpaceToDepth, image(), reach={"channels": 2}),
-    pattern("unfold_fold", Overlapping, image(), reach={"channels": 2, "neurons": 1}),
+    pattern("unfold_fold", Overlapping, image(), reach={"channels": 1, "neurons": 2}),
     pattern(
         "spatial_transformer",
         Warped,

@@ -215,7 +215,7 @@ TABLE: tuple[Entry, ...] = (
     pattern("gated_unit", GatedUnit, rows(), reach={"neurons": 1}, fast=True),
     pattern("swiglu", SwiGlu, tokens(), reach={"embedding": 1, "neurons": 1}),
     pattern("interleaved_glu", InterleavedGlu, tokens(), reach={"neurons": 2}),
-    pattern("spatial_gate", SpatialGate, tokens(), reach={"embedding": 1, "neurons": 2}),
+    pattern("spatial_gate", SpatialGate, tokens(), reach={"embedding": 1, "neurons": 1}),
     pattern("mixer", Mixer, image(), reach={"embedding": 1, "neurons": 2}, fast=True),
     pattern("fourier", Fourier, tokens(), reach={"embedding": 1, "neurons": 1}, onnx="complex numbers"),
     pattern("norms_by_hand", HandNorms, tokens(), reach={"embedding": 3, "neurons": 1}),

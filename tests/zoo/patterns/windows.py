@@ -21,7 +21,7 @@ class Window(nn.Module):
         self.patch = nn.Conv2d(3, WIDTH, 2, stride=2)
         self.norm = nn.LayerNorm(WIDTH)
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
-        self.table = nn.Parameter(0.2 * torch.randn((2 * WINDOW - 1) ** 2, HEADS))
+        self.bias_table = nn.Parameter(0.2 * torch.randn((2 * WINDOW - 1) ** 2, HEADS))
         steps = torch.stack(torch.meshgrid(*[torch.arange(WINDOW)] * 2, indexing="ij")).flatten(1)
         apart = steps[:, :, None] - steps[:, None] + WINDOW - 1
         self.register_buffer("places", apart[0] * (2 * WINDOW - 1) + apart[1])
@@ -35,7 +35,7 @@ class Window(nn.Module):
         qkv = self.qkv(x).reshape(b, n, 3, HEADS, c // HEADS).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         scores = (q * HEAD**-0.5) @ k.transpose(-2, -1)
-        bias = self.table[self.places.view(-1)].view(n, n, -1).permute(2, 0, 1)
+        bias = self.bias_table[self.places.view(-1)].view(n, n, -1).permute(2, 0, 1)
         scores = scores + bias.contiguous().unsqueeze(0)
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, c))
 
@@ -153,11 +153,11 @@ class LocalConvolution(nn.Module):
 
 _FUSED = {"heads": 1, "head-size": 1}
 TABLE: tuple[Entry, ...] = (
-    pattern("window_attention", lambda: Window(0), image(), reach={"embedding": 2, **_FUSED}),
-    pattern("shifted_windows", lambda: Window(1), image(), reach={"embedding": 2, **_FUSED}),
-    pattern("class_token", ClassToken, image(), reach={"embedding": 1, "heads": 1, "head-size": 2}),
-    pattern("axial_attention", Axial, image(), reach={"heads": 1, "head-size": 1}),
+    pattern("window_attention", lambda: Window(0), image(), reach={"embedding": 1, "neurons": 1, **_FUSED}),
+    pattern("shifted_windows", lambda: Window(1), image(), reach={"embedding": 1, "neurons": 1, **_FUSED}),
+    pattern("class_token", ClassToken, image(), reach={"embedding": 1, "heads": 1, "head-size": 1}),
+    pattern("axial_attention", Axial, image(), reach={"heads": 1, "head-size": 3}),
     pattern("relative_bias", RelativeBias, tokens(), reach={"heads": 1, "head-size": 2}),
     pattern("slopes", Slopes, tokens(), reach={"heads": 1, "head-size": 2}),
-    pattern("local_convolution", LocalConvolution, tokens(), reach={"heads": 1, "neurons": 1}),
+    pattern("local_convolution", LocalConvolution, tokens(), reach={"neurons": 2}),
 )
