@@ -64,15 +64,6 @@ TABLE = (
         fields=_states,
     ),
     _series(
-        "autoformer",
-        "AutoformerModel",
-        "",
-        _PROBABILISTIC,
-        "moving_average=3, label_length=4, autocorrelation_factor=1",
-        inputs=_history,
-        fields="last_hidden_state trend",
-    ),
-    _series(
         "patchtst",
         "PatchTSTForPrediction",
         "neurons 3, heads 2, head-size 4",
@@ -80,6 +71,7 @@ TABLE = (
         "scaling=None, loss='mse'",
         inputs=numbers(past_values=(12, 3)),
         fields="prediction_outputs",
+        fast=True,
     ),
     _series(
         "patchtst_classifier",
@@ -100,18 +92,9 @@ TABLE = (
         fields="prediction_outputs",
     ),
     _series(
-        "timesfm",
-        "TimesFmModel",
-        "",
-        "patch_length=4, context_length=16, horizon_length=6, freq_size=3, num_hidden_layers=2, "
-        "hidden_size=24, intermediate_size=40, head_dim=6, num_attention_heads=4",
-        inputs=_prices,
-        fields="last_hidden_state",
-    ),
-    _series(
         "decision_transformer",
         "DecisionTransformerModel",
-        "",
+        "units 1, embedding 1, heads 2, head-size 4, neurons 2",
         "state_dim=5, act_dim=4, hidden_size=24, max_ep_len=9, n_layer=2, n_head=4, n_inner=40, "
         "n_positions=24, vocab_size=1",
         inputs=_plays,

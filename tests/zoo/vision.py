@@ -63,6 +63,7 @@ TABLE = (
         "ConvNextV2ForImageClassification",
         "embedding 4",
         "hidden_sizes=[12, 20], depths=[1, 1], num_stages=2, patch_size=2",
+        fast=True,
     ),
     _image(
         "resnet_hf",
@@ -83,17 +84,9 @@ TABLE = (
         "depth_multiplier=0.25, min_depth=4, image_size=16",
     ),
     _image(
-        "mobilevitv2",
-        "MobileViTV2ForImageClassification",
-        "",
-        "image_size=32, width_multiplier=0.125, base_attn_unit_dims=[16, 24, 32], "
-        "n_attn_blocks=[1, 1, 1], expand_ratio=2.0, ffn_multiplier=2",
-        inputs=pixels(64),
-    ),
-    _image(
         "efficientnet_hf",
         "EfficientNetForImageClassification",
-        "",
+        "channels 7",
         "width_coefficient=0.25, depth_coefficient=0.3, in_channels=[16, 24], out_channels=[24, "
         "40], kernel_sizes=[3, 5], strides=[1, 2], num_block_repeats=[1, 1], expand_ratios=[1, "
         "3], depthwise_padding=[], hidden_dim=320, image_size=16, drop_connect_rate=0.0",
@@ -104,6 +97,7 @@ TABLE = (
         "embedding 2, channels 2",
         "hidden_sizes=[12, 20], depths=[1, 1], num_encoder_blocks=2, patch_sizes=[3, 3], "
         "strides=[2, 2], padding=[1, 1], drop_path_rate=0.0",
+        fast=True,
     ),
     _image(
         "segformer",
@@ -116,7 +110,7 @@ TABLE = (
     _image(
         "pvt_v2",
         "PvtV2ForImageClassification",
-        "",
+        "embedding 3, heads 2, head-size 4, channels 2",
         "image_size=16, hidden_sizes=[12, 20], depths=[1, 1], num_encoder_blocks=2, "
         "sr_ratios=[2, 1], patch_sizes=[3, 3], strides=[2, 2], num_attention_heads=[2, 4], "
         "mlp_ratios=[2, 2], drop_path_rate=0.0",
@@ -140,7 +134,7 @@ TABLE = (
     _image(
         "cvt",
         "CvtForImageClassification",
-        "",
+        "embedding 2, neurons 12",
         "patch_sizes=[3, 3], patch_stride=[2, 2], patch_padding=[1, 1], embed_dim=[12, 20], "
         "num_heads=[2, 4], depth=[1, 2], mlp_ratio=[2.0, 2.0], attention_drop_rate=[0.0, 0.0], "
         "drop_rate=[0.0, 0.0], drop_path_rate=[0.0, 0.0], qkv_bias=[True, True], "
@@ -156,18 +150,9 @@ TABLE = (
         fields="logits pred_boxes",
     ),
     _image(
-        "vitdet",
-        "VitDetModel",
-        "",
-        _VIT,
-        "use_relative_position_embeddings=True, window_block_indices=[0], window_size=2, "
-        "drop_path_rate=0.0, use_absolute_position_embeddings=True, pretrain_image_size=16",
-        fields="last_hidden_state",
-    ),
-    _image(
         "videomae",
         "VideoMAEForVideoClassification",
-        "",
+        "embedding 1, heads 2, head-size 4, neurons 2",
         _VIT,
         "num_frames=2, tubelet_size=2",
         inputs=numbers(pixel_values=(2, 3, 16, 16)),
