@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from esper.ir import shapes
 from esper.ir.model import Model
+from esper.ir.ports import read_ports
 from esper.ir.reference import masked_reference
 from esper.ir.terms import kept_index
 from esper.ir.verifier import verify
@@ -36,6 +37,7 @@ def as_float64(model: Model) -> Model:
         }
     wide.double()
     shapes.propagate(wide)
+    wide.ports = read_ports(wide)  # outputs that were cast to float32 are float64 now
     wide.recompile()
     return wide
 

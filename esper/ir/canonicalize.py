@@ -35,6 +35,7 @@ def canonicalize(module: fx.GraphModule) -> None:
     functionalize(module.graph)
     spell(module)
     _state_sizes(module.graph)
+    _drop_totals(module.graph)
     _state_views(module.graph)
     _state_squeezed(module.graph)
     _state_scale(module.graph)
@@ -135,6 +136,12 @@ def _state_sizes(graph: fx.Graph) -> None:
         if all(isinstance(size, int) for size in sizes):
             node.target = aten.split_with_sizes.default
             node.args, node.kwargs = (node.args[0], sizes, dim), {}
+
+
+def _drop_totals(graph: fx.Graph) -> None:
+    """`repeat_interleave` may be told the size of its result, which only saves it the sum."""
+    for node in graph.find_nodes(op="call_function", target=aten.repeat_interleave.self_int):
+        node.kwargs = {k: v for k, v in node.kwargs.items() if k != "output_size"}
 
 
 def _state_views(graph: fx.Graph) -> None:

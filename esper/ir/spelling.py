@@ -110,6 +110,14 @@ def _tile(node: fx.Node) -> Spelled:
     return aten.repeat.default, (x, [1] * lead + list(counts)), {}  # type: ignore[arg-type]
 
 
+def _reshape(node: fx.Node) -> Spelled:
+    """The sizes of another operand are taken from it, its units are not."""
+    sizes = [size if isinstance(size, int) else -1 for size in _shape(node)]
+    if sizes.count(-1) > 1:
+        return None
+    return aten.reshape.default, (node.args[0], sizes), {}
+
+
 def _stacked(dim: int, rank: int) -> Callable[[fx.Node], Spelled]:
     """A cat along `dim`, if the operands have that many dims already."""
 
@@ -157,6 +165,9 @@ _RULES: dict[Any, Callable[[fx.Node], Spelled]] = {
     },
     **{op: _parts(lambda node: 2) for op in (aten.dsplit.int, aten.dsplit.array)},
     aten.narrow.default: _narrow,
+    aten.reshape_as.default: _reshape,
+    aten.view_as.default: _reshape,
+    aten.concatenate.default: lambda node: (aten.cat.default, node.args, dict(node.kwargs)),
     aten.swapaxes.default: _same(aten.transpose.int),
     aten.swapdims.default: _same(aten.transpose.int),
     aten.moveaxis.int: _same(aten.movedim.int),

@@ -90,6 +90,13 @@ CASES: dict[str, Case] = {
         rows(),
         {"l0/neurons": 6, "l1/units": 2},
     ),
+    "repeat interleave that is told its size": Case(
+        lambda m, x: m.l1(m.l0(x).repeat_interleave(2, 1, output_size=12)),
+        lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(12, 2)},
+        rows(),
+        {"l0/neurons": 6},
+        {"l1/units": "copies made by repeat_interleave"},
+    ),
     "repeat interleave": Case(
         lambda m, x: m.l1(m.l0(x).repeat_interleave(2, 1)),
         lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(12, 2)},

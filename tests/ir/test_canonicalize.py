@@ -30,7 +30,9 @@ class Heads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (self.split(part(x)) for part in (self.q, self.k, self.v))
         y = self.attend(q, k, v)
-        return self.out(y.transpose(1, 2).reshape(x.shape[0], x.shape[1], HEADS * SIZE))
+        merged = y.transpose(1, 2).reshape(x.shape[0], x.shape[1], HEADS * SIZE)
+        result: Tensor = self.out(merged)
+        return result
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         raise NotImplementedError
@@ -81,7 +83,8 @@ class Shared(nn.Module):
         hidden = self.first(x)
         part = hidden.view(-1, 3, 4)
         part += 1.0
-        return self.second(hidden)
+        y: Tensor = self.second(hidden)
+        return y
 
 
 def test_memory_read_by_another_name_stays_in_place() -> None:
@@ -111,7 +114,8 @@ class Steps(nn.Module):
             result[:, step] = state
         result[:, 3:] += 1.0
         result[:, 1:][:, 2] = state
-        return self.out(result)
+        y: Tensor = self.out(result)
+        return y
 
 
 def test_steps_written_into_a_result_are_reached_and_cut_exactly() -> None:
@@ -135,7 +139,8 @@ class Late(nn.Module):
         hidden = self.into(x)
         early = hidden[:, :2]
         hidden[:, 0] = hidden[:, 1]
-        return self.out(early)
+        y: Tensor = self.out(early)
+        return y
 
 
 def test_a_part_taken_out_before_it_is_written_stays_in_place() -> None:

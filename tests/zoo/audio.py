@@ -39,29 +39,30 @@ TABLE = (
     _sound(
         "wav2vec2",
         "Wav2Vec2ForSequenceClassification",
-        "",
+        "embedding 3, groups 1, heads 2, head-size 4, neurons 3",
         _WAVE,
         inputs=_wave,
     ),
     _sound(
         "hubert",
         "HubertForSequenceClassification",
-        "",
+        "embedding 3, groups 1, heads 2, head-size 4, neurons 3",
         _WAVE,
         inputs=_wave,
     ),
     _sound(
         "wavlm",
         "WavLMForSequenceClassification",
-        "",
+        "embedding 3, heads 1, head-size 4, neurons 5",
         _WAVE,
-        "num_buckets=8, max_bucket_distance=12",
+        "num_conv_pos_embedding_groups=4, num_buckets=8, max_bucket_distance=12",
         inputs=_wave,
+        notes="has other ops",
     ),
     _sound(
         "sew",
         "SEWForSequenceClassification",
-        "",
+        "embedding 4, groups 1, heads 2, head-size 4, neurons 4",
         _WAVE,
         "squeeze_factor=2",
         inputs=_wave,
@@ -69,7 +70,7 @@ TABLE = (
     _sound(
         "wav2vec2_conformer",
         "Wav2Vec2ConformerForSequenceClassification",
-        "",
+        "embedding 3, units 6, neurons 5, heads 2, head-size 4, channels 2",
         _WAVE,
         "position_embeddings_type='relative', conv_depthwise_kernel_size=3, "
         "max_source_positions=20",
@@ -78,14 +79,14 @@ TABLE = (
     _sound(
         "whisper",
         "WhisperForConditionalGeneration",
-        "",
+        "channels 1, embedding 2, heads 4, head-size 8, neurons 3",
         _SPEECH,
         inputs=_decoded(numbers(input_features=(10, 24))),
     ),
     _sound(
         "speech_to_text",
         "Speech2TextForConditionalGeneration",
-        "",
+        "channels 1, embedding 2, heads 4, head-size 8, neurons 3",
         _SPEECH,
         "num_conv_layers=2, conv_kernel_sizes=[3, 3], conv_channels=16, "
         "input_feat_per_channel=10, input_channels=1",
@@ -94,18 +95,8 @@ TABLE = (
     _sound(
         "audio_spectrogram_transformer",
         "ASTForAudioClassification",
-        "",
+        "embedding 1, heads 2, head-size 4, neurons 2",
         "patch_size=4, frequency_stride=3, time_stride=3, max_length=16, num_mel_bins=10",
         inputs=numbers(input_values=(16, 10)),
-    ),
-    _sound(
-        "encodec",
-        "EncodecModel",
-        "",
-        "num_filters=4, num_residual_layers=1, upsampling_ratios=[2, 2], hidden_size=12, "
-        "num_lstm_layers=1, codebook_size=16, codebook_dim=12, kernel_size=3, "
-        "last_kernel_size=3, target_bandwidths=[1.5]",
-        inputs=numbers(input_values=(1, 64)),
-        fields="audio_values",
     ),
 )

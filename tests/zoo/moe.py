@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from tests.zoo.hf import TRANSFORMER, entry, mapping, pair, tokens
+from tests.zoo.hf import TRANSFORMER, entry, mapping, tokens
 
 # Experts in a form that torch.export follows; the default of `transformers` is an op of its own.
 _BASE = {
@@ -26,70 +26,63 @@ TABLE = (
     _experts(
         "mixtral",
         "MixtralForCausalLM",
-        "",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2",
         "num_local_experts=5",
+        stops={"axis:model.model.layers.0.mlp.experts/units": "addressed by data (index)"},
     ),
     _experts(
         "qwen2_moe",
         "Qwen2MoeForCausalLM",
-        "",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 4",
         "num_experts=5, shared_expert_intermediate_size=28",
     ),
     _experts(
         "qwen3_moe",
         "Qwen3MoeForCausalLM",
-        "",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2",
         "num_experts=5, head_dim=8",
     ),
     _experts(
         "olmoe",
         "OlmoeForCausalLM",
-        "",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2",
         "num_experts=5",
     ),
     _experts(
         "phimoe",
         "PhimoeForCausalLM",
-        "",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 2, neurons 2",
         "num_local_experts=5",
+        notes="has other ops",
     ),
     _experts(
         "granitemoe",
         "GraniteMoeForCausalLM",
-        "",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2",
         "num_local_experts=5",
     ),
     _experts(
         "deepseek_v2",
         "DeepseekV2ForCausalLM",
-        "",
+        "embedding 5, heads 2, head-size 5, neurons 3",
         _DEEPSEEK,
     ),
     _experts(
         "deepseek_v3",
         "DeepseekV3ForCausalLM",
-        "",
+        "embedding 5, heads 2, head-size 5, neurons 3",
         _DEEPSEEK,
     ),
     _experts(
         "gpt_oss",
         "GptOssForCausalLM",
-        "",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2",
         "num_local_experts=5, head_dim=8, sliding_window=4",
     ),
     _experts(
         "glm4_moe",
         "Glm4MoeForCausalLM",
-        "",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 5, neurons 3",
         "n_routed_experts=5, n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1",
-    ),
-    _experts(
-        "switch_transformers",
-        "SwitchTransformersForConditionalGeneration",
-        "",
-        "d_model=24, d_kv=5, d_ff=40, num_layers=2, num_decoder_layers=2, "
-        "num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, num_heads=4, num_experts=3, "
-        "expert_capacity=9",
-        inputs=pair,
     ),
 )

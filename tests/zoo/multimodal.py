@@ -49,14 +49,14 @@ TABLE = (
     _both(
         "clip",
         "CLIPModel",
-        "",
+        "embedding 2, heads 2, head-size 4, neurons 2",
         _two,
         fields="logits_per_image text_embeds",
     ),
     _both(
         "siglip",
         "SiglipModel",
-        "",
+        "embedding 3, heads 3, head-size 5, neurons 3",
         {
             "text_config": {
                 **_TEXT,
@@ -71,7 +71,7 @@ TABLE = (
     _both(
         "blip",
         "BlipForImageTextRetrieval",
-        "",
+        "embedding 2, heads 3, head-size 5, neurons 2, units 6",
         "image_text_hidden_size=14",
         {"text_config": {**_TEXT, "encoder_hidden_size": 36}, "vision_config": _IMAGE},
         fields="itm_score",
@@ -79,24 +79,17 @@ TABLE = (
     _both(
         "clipseg",
         "CLIPSegForImageSegmentation",
-        "",
+        "embedding 3, heads 3, head-size 6, neurons 5",
         _two,
         "reduce_dim=12, extract_layers=[0], decoder_num_attention_heads=3, "
         "decoder_intermediate_size=20, conditional_layer=0",
         fields="logits",
-    ),
-    _both(
-        "vilt",
-        "ViltForImageAndTextRetrieval",
-        "",
-        TRANSFORMER,
-        "image_size=16, patch_size=4, max_image_length=-1",
-        fields="logits",
+        notes="dimension 0 of input inputs_0 is fixed a",
     ),
     _both(
         "flava",
         "FlavaModel",
-        "",
+        "embedding 2, heads 3, head-size 6, neurons 6, units 7",
         "hidden_size=24, projection_dim=14",
         {
             "text_config": _TEXT,
@@ -113,7 +106,7 @@ TABLE = (
     _both(
         "lxmert",
         "LxmertModel",
-        "",
+        "embedding 1, heads 5, head-size 10, neurons 4",
         TRANSFORMER,
         "l_layers=1, r_layers=1, x_layers=1, visual_feat_dim=10, visual_pos_dim=4",
         fields="pooled_output",
@@ -122,7 +115,7 @@ TABLE = (
     _both(
         "llava",
         "LlavaForConditionalGeneration",
-        "",
+        "embedding 1, heads 1, head-size 5, neurons 4, kv-groups 2, query-heads 2",
         "image_token_index=36, image_token_id=36, vision_feature_layer=-1",
         {
             "vision_config": {**_IMAGE, "model_type": "clip_vision_model"},
@@ -135,11 +128,12 @@ TABLE = (
         },
         fields="logits",
         inputs=_prompted(16),
+        notes="dimension 0 of input inputs_1 is fixed a",
     ),
     _both(
         "paligemma",
         "PaliGemmaForConditionalGeneration",
-        "",
+        "embedding 1, heads 3, head-size 5, neurons 3",
         "image_token_index=36, image_token_id=36, projection_dim=24",
         {
             "vision_config": {
@@ -157,14 +151,6 @@ TABLE = (
         },
         fields="logits",
         inputs=_prompted(16),
-    ),
-    _both(
-        "pix2struct_vision",
-        "Pix2StructVisionModel",
-        "",
-        "hidden_size=24, patch_embed_hidden_size=10, d_kv=6, d_ff=40, num_hidden_layers=1, "
-        "num_attention_heads=4, seq_len=6, relative_attention_num_buckets=6",
-        fields="last_hidden_state",
-        inputs=numbers(flattened_patches=(6, 12)),
+        stops={"axis:model.model.language_model/embedding": "every unit counts"},
     ),
 )

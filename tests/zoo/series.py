@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from tests.zoo.hf import entry, mapping, numbers
+import torch
+
+from tests.models import BATCH
+from tests.zoo.hf import entry, joined, mapping, numbers
 
 _PROBABILISTIC = mapping(
     "prediction_length=4, context_length=8, lags_sequence=[1, 2], num_time_features=2, "
@@ -27,12 +30,26 @@ _history = numbers(
     future_time_features=(4, 2),
 )
 _states = "last_hidden_state encoder_last_hidden_state"
+_prices = joined(
+    numbers(past_values=(16,)),
+    lambda dtype: {
+        "past_values_padding": torch.zeros(BATCH, 16, dtype=torch.int64),
+        "freq": torch.arange(BATCH).reshape(BATCH, 1) % 3,
+    },
+)
+_plays = joined(
+    numbers(states=(6, 5), actions=(6, 4), rewards=(6, 1), returns_to_go=(6, 1)),
+    lambda dtype: {
+        "timesteps": torch.arange(6).repeat(BATCH, 1),
+        "attention_mask": torch.ones(BATCH, 6, dtype=torch.int64),
+    },
+)
 
 TABLE = (
     _series(
         "time_series_transformer",
         "TimeSeriesTransformerModel",
-        "",
+        "heads 3, head-size 6, neurons 2",
         _PROBABILISTIC,
         inputs=_history,
         fields=_states,
@@ -40,34 +57,26 @@ TABLE = (
     _series(
         "informer",
         "InformerModel",
-        "",
+        "neurons 2, heads 3, head-size 6",
         _PROBABILISTIC,
         "attention_type='full'",
         inputs=_history,
         fields=_states,
     ),
     _series(
-        "autoformer",
-        "AutoformerModel",
-        "",
-        _PROBABILISTIC,
-        "moving_average=3, label_length=4, autocorrelation_factor=1",
-        inputs=_history,
-        fields="last_hidden_state trend",
-    ),
-    _series(
         "patchtst",
         "PatchTSTForPrediction",
-        "",
+        "neurons 3, heads 2, head-size 4",
         _PATCHES,
         "scaling=None, loss='mse'",
         inputs=numbers(past_values=(12, 3)),
         fields="prediction_outputs",
+        fast=True,
     ),
     _series(
         "patchtst_classifier",
         "PatchTSTForClassification",
-        "",
+        "neurons 3, heads 2, head-size 4",
         _PATCHES,
         "num_targets=5, use_cls_token=True",
         inputs=numbers(past_values=(12, 3)),
@@ -76,28 +85,19 @@ TABLE = (
     _series(
         "patchtsmixer",
         "PatchTSMixerForPrediction",
-        "",
+        "embedding 1, neurons 6",
         _PATCHES,
         "expansion_factor=2, mode='mix_channel', gated_attn=True, scaling=None",
         inputs=numbers(past_values=(12, 3)),
         fields="prediction_outputs",
     ),
     _series(
-        "timesfm",
-        "TimesFmModel",
-        "",
-        "patch_length=4, context_length=16, horizon_length=6, freq_size=3, num_hidden_layers=2, "
-        "hidden_size=24, intermediate_size=40, head_dim=6, num_attention_heads=4",
-        inputs=numbers(past_values=(16,), past_values_padding=(16,)),
-        fields="last_hidden_state",
-    ),
-    _series(
         "decision_transformer",
         "DecisionTransformerModel",
-        "",
+        "units 1, embedding 1, heads 2, head-size 4, neurons 2",
         "state_dim=5, act_dim=4, hidden_size=24, max_ep_len=9, n_layer=2, n_head=4, n_inner=40, "
         "n_positions=24, vocab_size=1",
-        inputs=numbers(states=(6, 5), actions=(6, 4), rewards=(6, 1), returns_to_go=(6, 1)),
+        inputs=_plays,
         fields="state_preds action_preds return_preds",
     ),
 )

@@ -112,6 +112,7 @@ TABLE: dict[Any, Rule] = {
     aten.where.self: pointwise,
     aten.where.ScalarSelf: pointwise,
     aten.where.ScalarOther: pointwise,
+    aten.where.Scalar: pointwise,
     aten.masked_fill_.Scalar: inplace,
     aten.masked_fill_.Tensor: inplace,
     aten.copy_.default: inplace,
