@@ -27,7 +27,7 @@ from esper.gate.backends.base import Context
 from esper.gate.gate import Gate, usable_backends
 from examples import minilm
 
-PASSES = "search{steps=5 high=0.85}(prune{saliency=taylor scope=global},reconstruct)"
+PASSES = "search{steps=6 high=0.85}(prune{saliency=taylor scope=global},reconstruct)"
 
 
 def main() -> None:
