@@ -204,19 +204,22 @@ def main() -> None:
         print(rows[-1], flush=True)
     cut = _fresh("cut")
     blocks = rows[: len(BLOCKS)]
+    analysis, planning = (_slope(blocks, f"{what} s") for what in ("analysis", "planning"))
+    growth = (
+        f"From {BLOCKS[0]:,} to {BLOCKS[-1]:,} blocks, analysis time grows as nodes to the power "
+        f"{analysis:.2f}, planning {planning:.2f} (1 is linear)."
+    )
+    local = (
+        f"100 blocks: a full analysis takes {cut['full ms']:.1f} ms; after one local cut the "
+        f"anatomy is there in {cut['after a cut ms']:.3f} ms."
+    )
+    all_axes = "Every cuttable axis is planned to lose 30% of its units. One thread."
     write(
         "scale",
         "The axis analysis on models without weights",
         rows,
         command="python benchmarks/structure/scale.py",
-        notes=[
-            f"From {BLOCKS[0]:,} to {BLOCKS[-1]:,} blocks, analysis time grows as nodes to the "
-            f"power {_slope(blocks, 'analysis s'):.2f}, planning {_slope(blocks, 'planning s'):.2f}"
-            " (1 is linear).",
-            f"100 blocks: a full analysis takes {cut['full ms']:.1f} ms; after one local cut the "
-            f"anatomy is there in {cut['after a cut ms']:.3f} ms.",
-            "Every cuttable axis is planned to lose 30% of its units. One thread.",
-        ],
+        notes=[growth, local, all_axes],
         cut=cut,
     )
 
