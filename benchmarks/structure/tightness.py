@@ -145,10 +145,7 @@ def main() -> None:
         command="python benchmarks/structure/tightness.py",
         notes=[
             "Bounds are one-sided at 99%. The goal is a speed of at least 0.98.",
-            (
-                "A second copy of the model built by hand runs in the same rounds: how far its speed is "
-                "from 1 is how far these figures can be trusted."
-            ),
+            "Beside them a copy of the model built by hand: how far it is from 1 is the noise.",
         ],
     )
 
