@@ -31,6 +31,9 @@ SUITES = {
     ),
     "scaling": Suite("structure/scaling.py", "analysis, plan and apply against depth"),
     "minilm": Suite("end_to_end/minilm.py", "MiniLM pruned within 1%, every backend beside it"),
+    "minilm_held_out": Suite(
+        "end_to_end/minilm_held_out.py", "what the pruned MiniLM forgot, on unseen texts"
+    ),
     "gate_simulation": Suite(
         "gate/simulate.py",
         "error rates of the decision rule on simulated noise",

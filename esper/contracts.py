@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from esper.ir import pins
 from esper.plan import Refusal
 from esper.propose import DropRegion, FuseConvBN, Proposal, PruneUnits, Refit
 
@@ -72,11 +73,11 @@ def frozen_axis(model: Model, proposal: Proposal) -> Refusal | None:
     node = model.nodes.get(axis.frozen_node or "")
     source = node.meta.get("source", "") if node is not None else ""
     unknown = model.table.unknown.get(axis.frozen_node or "")
-    remedy = (
-        f"register a rule for {unknown} with esper.register_axis_rule"
-        if unknown
-        else "choose another axis"
-    )
+    remedy = "choose another axis"
+    if unknown:
+        remedy = f"register a rule for {unknown} with esper.register_axis_rule"
+    elif axis.frozen_reason.startswith(pins.REASON):
+        remedy = "take the pin back with Model.unpin"
     reason = f"{axis.id} is frozen: {axis.frozen_reason}"
     if axis.frozen_node:
         reason += f" at %{axis.frozen_node}"
@@ -111,7 +112,9 @@ def bypassable_region(model: Model, proposal: Proposal) -> Refusal | None:
         "not-bypassable",
         f"{region.id} cannot be bypassed: {region.reason}",
         region.id,
-        "drop a region whose input and output agree in shape",
+        "take the pin back with Model.unpin"
+        if region.reason.startswith(pins.REASON)
+        else "drop a region whose input and output agree in shape",
     )
 
 

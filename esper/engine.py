@@ -208,7 +208,8 @@ class Engine:
         best: float | None = None
         tried: dict[str, Any] = {}
         for step in range(options.steps):
-            ratio = (low + high) / 2 if step else min(high, max(low, 0.3))
+            # A moderate cut first; `low` itself is harmless, says the caller.
+            ratio = 0.3 if not step and low < 0.3 < high else (low + high) / 2
             self.context.progress(step, options.steps, f"searching, ratio {ratio:.3f}")
             with self.manager.transaction() as transaction:
                 try:

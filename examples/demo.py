@@ -65,7 +65,7 @@ STAGES = {
             *("--dynamic", "input_ids:1,attention_mask:1"),
             *("--data", "examples/minilm.py:calibration"),
             *("--eval", "examples/minilm.py:evaluate", "--max-loss", "1%"),
-            *("--passes", f"select-backend,search{{steps=4 high=0.5}}({_PRUNE})"),
+            *("--passes", f"select-backend,search{{steps=4 high=0.85}}({_PRUNE})"),
             *("--budget-seconds", "60", "-o", "minilm.esper"),
         ),
         "report.html",

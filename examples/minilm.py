@@ -95,6 +95,16 @@ def calibration(batches: int = 32) -> list[Call]:
     Each holds four news items, two single sentences and two single words out of the background
     corpus, since the model is judged on words as well as on documents.
     """
+    picked = _picked(batches)
+    calls: list[Call] = []
+    for index in range(batches):
+        texts = [t for p in picked for t in p[index::batches]]
+        calls.append(((), _pad([_cut(i, LENGTH) for i in _encode(texts)], BATCH, LENGTH)))
+    return calls
+
+
+def _picked(batches: int) -> tuple[list[str], list[str], list[str]]:
+    """News items, sentences and words for so many calibration batches."""
     chooser = random.Random(0)
     judged = {text.lower() for text in judged_texts()}
     documents = [text.strip() for text in assets.calibration_text()]
@@ -104,11 +114,34 @@ def calibration(batches: int = 32) -> list[Call]:
     for pool, count in ((documents, 4), (sentences, 2), (words, 2)):
         unseen = [text for text in dict.fromkeys(pool) if text.lower() not in judged]
         picked.append(chooser.choices(unseen, k=count * batches))
-    calls: list[Call] = []
-    for index in range(batches):
-        texts = [t for p in picked for t in p[index::batches]]
-        calls.append(((), _pad([_cut(i, LENGTH) for i in _encode(texts)], BATCH, LENGTH)))
-    return calls
+    return picked[0], picked[1], picked[2]
+
+
+def held_out(batches: int = 32) -> list[str]:
+    """News items that neither `calibration(batches)` nor the metrics read, not even in part."""
+    documents, sentences, _ = _picked(batches)
+    read = {*documents, *(text.strip() for text in assets.lee()[0])}
+    rest = [text.strip() for text in assets.calibration_text()]
+    return [t for t in dict.fromkeys(rest) if t not in read and not any(s in t for s in sentences)]
+
+
+def agreement(reference: Encoder, module: Encoder, texts: list[str]) -> tuple[float, float]:
+    """How far a module's picture of texts is that of another.
+
+    Returns:
+        The Pearson correlation of the cosines of all pairs of texts, and the mean cosine between
+        the two embeddings of one text. Both are 1 for equal modules.
+    """
+    tokens = list(zip(texts, _encode(texts), strict=True))
+    left, right = (
+        np.stack([vectors[text] for text in texts])
+        for vectors in (_embed(each, LENGTH, tokens) for each in (reference, module))
+    )
+    above = np.triu_indices(len(texts), 1)
+    return (
+        pearson((left @ left.T)[above], (right @ right.T)[above]),
+        float((left * right).sum(1).mean()),
+    )
 
 
 def evaluate(module: Encoder) -> float:
@@ -127,7 +160,7 @@ def metrics(module: Encoder, limit: int = LENGTH) -> Metrics:
     Its output must hold `last_hidden_state` [batch, tokens, width] as an attribute, a key, or the
     first element. The module is not modified, and the order of evaluation is fixed.
     """
-    vectors = _embed(module, limit)
+    vectors = _embed(module, limit, judged_tokens())
     documents, judged = assets.lee()
     matrix = np.stack([vectors[text] for text in documents])
     above = np.triu_indices(len(documents), 1)
@@ -169,9 +202,11 @@ def _ranks(x: NDArray[np.float64]) -> NDArray[np.float64]:
 # ---- from text to unit vectors
 
 
-def _embed(module: Encoder, limit: int) -> dict[str, NDArray[np.float64]]:
-    """Unit vector of every judged text, cut at `limit` tokens."""
-    tokens = [(text, _cut(ids, limit)) for text, ids in judged_tokens()]
+def _embed(
+    module: Encoder, limit: int, texts: list[tuple[str, list[int]]]
+) -> dict[str, NDArray[np.float64]]:
+    """Unit vector of every text, cut at `limit` tokens."""
+    tokens = [(text, _cut(ids, limit)) for text, ids in texts]
     rows, fixed = _shape_taken(module)
     if fixed and limit > LENGTH:
         raise QualityError(

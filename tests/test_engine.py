@@ -437,6 +437,18 @@ def test_search_finds_the_largest_admissible_cut(limit: int) -> None:
     assert len(made.model.history) == 1
 
 
+def test_search_tries_nothing_that_is_known_to_be_harmless() -> None:
+    judge = FakeJudge(lambda a, b: YES, lambda m: Judgement(False, "quality", "too poor"))
+    made = engine(judge)
+    table = {**TABLE, "search": esper.passbase.passes()["search"]}
+    for unit in units(parse("search{steps=4 low=0.5 high=0.9}(cut-share)", table)):
+        made.run_unit(unit)
+    (remark,) = made.records
+    ratios = [float(text) for text in remark.figures["tried"]]
+    assert len(ratios) == 4
+    assert all(0.5 < ratio < 0.9 for ratio in ratios)
+
+
 def test_search_that_finds_nothing_leaves_the_model() -> None:
     model = chain()
     before = snapshot(model)

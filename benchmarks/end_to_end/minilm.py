@@ -27,14 +27,15 @@ from esper.gate.backends.base import Context
 from esper.gate.gate import Gate, usable_backends
 from examples import minilm
 
-PASSES = "search{steps=5 high=0.85}(prune{saliency=taylor scope=global},reconstruct)"
+MAX_LOSS = "1%"
+PASSES = "search{steps=6 high=0.85}(prune{saliency=taylor scope=global},reconstruct)"
 
 
 def main() -> None:
     """Optimise, time every row, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--passes", default=PASSES)
-    parser.add_argument("--max-loss", default="1%")
+    parser.add_argument("--max-loss", default=MAX_LOSS)
     parser.add_argument("--batches", type=int, default=16)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument(
@@ -44,7 +45,7 @@ def main() -> None:
     args, kwargs = minilm.inputs()
     dynamic = {"input_ids": (1,), "attention_mask": (1,)}
     model = esper.trace(minilm.factory(), args, kwargs, dynamic=dynamic)
-    found = _reused(options) or _optimised(model, options)
+    found = optimised(model, options.passes, options.max_loss, options.batches, options.keep)
     print(found["summary"], flush=True)
     models = {"float32": model, "Esper": found["model"]}
     for name in list(models):
@@ -69,34 +70,32 @@ def main() -> None:
     )
 
 
-def _optimised(model: esper.Model, options: argparse.Namespace) -> dict[str, Any]:
-    """Run the passes; with `--keep`, remember the outcome for a later run of the timings."""
+def optimised(
+    model: esper.Model, passes: str, max_loss: str, batches: int, keep: Path | None
+) -> dict[str, Any]:
+    """Run the passes; with `keep`, a directory, the outcome is remembered there and reused."""
+    if keep and (keep / "minilm.json").exists():
+        found: dict[str, Any] = json.loads((keep / "minilm.json").read_text())
+        return {**found, "model": esper.load(keep / "minilm.esper")}
     start = time.perf_counter()
     result = esper.optimize(
         model,
-        options.passes,
-        data=minilm.calibration(options.batches),
+        passes,
+        data=minilm.calibration(batches),
         evaluate=minilm.evaluate,
-        max_loss=options.max_loss,
+        max_loss=max_loss,
     )
-    found: dict[str, Any] = {
+    found = {
         "pipeline": result.pipeline,
         "seconds": time.perf_counter() - start,
         "summary": result.summary(),
         "records": [r.model_dump(mode="json") for r in result.records if r.kind != "analysis"],
     }
-    if options.keep:
-        options.keep.mkdir(parents=True, exist_ok=True)
-        esper.save(result.model, options.keep / "minilm.esper")
-        (options.keep / "minilm.json").write_text(json.dumps(found))
+    if keep:
+        keep.mkdir(parents=True, exist_ok=True)
+        esper.save(result.model, keep / "minilm.esper")
+        (keep / "minilm.json").write_text(json.dumps(found))
     return {**found, "model": result.model}
-
-
-def _reused(options: argparse.Namespace) -> dict[str, Any] | None:
-    if not options.keep or not (options.keep / "minilm.json").exists():
-        return None
-    found: dict[str, Any] = json.loads((options.keep / "minilm.json").read_text())
-    return {**found, "model": esper.load(options.keep / "minilm.esper")}
 
 
 def _measure(

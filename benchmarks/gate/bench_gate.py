@@ -32,7 +32,7 @@ from esper.gate.launcher import Launcher
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 NEAR = 0.004  # a change is near enough to the ratio that it shall have
-ATTEMPTS = 4
+ATTEMPTS = 6
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,11 @@ def fastest(models: Sequence[esper.Model], call: Call, rounds: int) -> list[floa
 def calibrate(cell: Cell, target: float, gate: Gate, launcher: Launcher, processes: int) -> Change:
     """Choose the ballast that slows `cell` by `target`, then establish the ratio by a long run."""
     plain = cell.build(0)
-    large = 4096
-    base, high = fastest([plain, cell.build(large)], cell.call(), 100)
-    rows = max(1, round(large * (target - 1) * base / max(high - base, 1e-9)))
+    large, base, high = 1024, 1.0, 0.0
+    while high < 1.2 * base:  # so much that noise does not count
+        large *= 2
+        base, high = fastest([plain, cell.build(large)], cell.call(), 40)
+    rows = max(1, round(large * (target - 1) * base / (high - base)))
     tried: list[Change] = []
     for _ in range(ATTEMPTS):
         table = gate.measure(
@@ -90,7 +92,10 @@ def calibrate(cell: Cell, target: float, gate: Gate, launcher: Launcher, process
         cost = sum(c.rows * (c.ratio - 1) for c in tried) / sum(c.rows**2 for c in tried)
         step = (target - 1) / (cost * rows) if cost > 0 else 2.0
         rows = max(1, round(rows * min(max(step, 0.4), 2.5)))
-    return min(tried, key=lambda change: abs(change.ratio - target))
+    best = min(tried, key=lambda change: abs(change.ratio - target))
+    if abs(best.ratio - target) > 2 * NEAR:
+        raise SystemExit(f"{cell.name}: no ballast gave {target}; the machine is not quiet enough.")
+    return best
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -68,21 +68,25 @@ def _inspect(done: Callable[[int], None]) -> Callable[..., None]:
         svg: Annotated[
             str | None, typer.Option(metavar="FILE", help="Draw the anatomy as a picture.")
         ] = None,
+        time: Annotated[
+            bool, typer.Option("--time", help="Also show where the time goes, node by node.")
+        ] = False,
         verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print tracebacks.")] = False,
     ) -> None:
         """Show the anatomy of a model: regions, axes, sizes, and what is frozen and why."""
         from esper.cli.reading import Source
 
         source = Source(model_input, model, allow_pickle, inputs, dynamic, static)
-        done(_show(source, as_json=as_json, svg=svg))
+        done(_show(source, as_json=as_json, svg=svg, time=time))
 
     return inspect
 
 
-def _show(source: Any, *, as_json: bool, svg: str | None) -> int:
+def _show(source: Any, *, as_json: bool, svg: str | None, time: bool) -> int:
     from esper.cli import outputs, render, tree
     from esper.cli.reading import read
     from esper.instruments import Progress
+    from esper.node_times import node_seconds
 
     if source.static and source.dynamic:
         raise UsageError("--static and --dynamic exclude one another")
@@ -91,8 +95,14 @@ def _show(source: Any, *, as_json: bool, svg: str | None) -> int:
     progress = Progress("never" if as_json else "auto")
     subject = read(source, progress)
     model = subject.model
+    seconds: dict[str, float] = {}
+    if time:
+        if subject.inputs is None:
+            raise UsageError(f"--time runs {source.input}, which needs example inputs: --inputs")
+        with progress.task("timing every node"):
+            seconds = node_seconds(model, *subject.inputs.example)
     with progress.task("reading the anatomy"):
-        found = tree.as_data(model)
+        found = tree.as_data(model, seconds)
     if svg is not None:
         from esper.report.anatomy_svg import draw
         from esper.report.facts import from_model
@@ -106,12 +116,11 @@ def _show(source: Any, *, as_json: bool, svg: str | None) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, 160))
-    console.print(tree.as_tree(model, source.input))
+    console.print(tree.as_tree(model, source.input, seconds))
     for note in [*subject.notes, *model.notes]:
         console.print(f"note: {note}", style="dim", markup=False)
-    if found["unknown_ops"]:
-        names = ", ".join(found["unknown_ops"])
-        console.print(f"no rule for: {names} (what they touch is frozen)", markup=False)
+    for line in tree.unknown_lines(found["unknown_ops"]):
+        console.print(line, markup=False, soft_wrap=True)
     return 0
 
 

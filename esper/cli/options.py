@@ -157,6 +157,16 @@ class Options:
             "-O3: plus structure, searched within the quality budget.",
         ),
     ] = None
+    pin: Annotated[
+        list[str] | None,
+        _option(
+            "--pin",
+            metavar="GLOB",
+            panel=_PASSES,
+            help="Keep the axes and regions whose IDs match, as esper inspect prints them; may be "
+            "given several times.",
+        ),
+    ] = None
     target_speedup: Annotated[
         float | None,
         _option(
@@ -245,7 +255,7 @@ class Options:
             "--budget-seconds",
             metavar="N",
             panel=_MEASURE,
-            help="Longest time for one comparison. Default: 90.",
+            help="Longest time for one comparison. Default: 80.",
         ),
     ] = None
 

@@ -100,6 +100,7 @@ class Session:
         subject = read(source, self.progress)
         model, self.inputs = subject.model, subject.inputs
         self.notes += subject.notes
+        model.pin(*options.pin or ())
         if self.output is not None:
             outputs.check_space(self.output.path, model.nbytes())
             if self.output.needs_inputs and self.inputs is None:

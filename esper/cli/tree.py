@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +22,26 @@ class Part:
     Attributes:
         path: dotted module path, "" for the model.
         parameters: number of parameter values at and below it, tied ones where they come first.
+        seconds: time of the nodes at and below it, if it was taken.
         axes, phages, slots: IDs of what lives right here.
     """
 
     path: str
     parameters: int = 0
+    seconds: float = 0.0
     axes: list[str] = field(default_factory=list)
     phages: list[str] = field(default_factory=list)
     slots: list[str] = field(default_factory=list)
     children: dict[str, Part] = field(default_factory=dict)
 
 
-def build(model: Model) -> Part:
-    """The tree of a model; parts that hold nothing are left out."""
+def build(model: Model, seconds: Mapping[str, float]) -> Part:
+    """The tree of a model; parts that hold nothing are left out.
+
+    Args:
+        model: the model.
+        seconds: of nodes, by name (`esper.node_times`); empty if no time was taken.
+    """
     root = Part("")
     for name, parameter in model.named_parameters():
         for part in _along(root, name.split(".")[:-1]):
@@ -46,13 +53,17 @@ def build(model: Model) -> Part:
         _at(root, phage).phages.append(phage)
     for slot in anatomy.slots:
         _at(root, slot).slots.append(slot)
+    nodes = model.nodes
+    for name, value in seconds.items():
+        for part in _reached(root, str(nodes[name].meta.get("module", ""))):
+            part.seconds += value
     return root
 
 
-def as_data(model: Model) -> dict[str, Any]:
-    """Plain data with everything that the tree shows."""
+def as_data(model: Model, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Plain data with everything that the tree shows; times only where they were taken."""
     anatomy, total = model.anatomy, _total(model)
-    return {
+    data = {
         "parameters": total,
         "bytes": model.nbytes(),
         "nodes": len(model.graph.nodes),
@@ -77,6 +88,9 @@ def as_data(model: Model) -> dict[str, Any]:
         "unknown_ops": _unknown(model),
         "notes": list(model.notes),
     }
+    if seconds:
+        data["node_seconds"] = dict(seconds)
+    return data
 
 
 def owned(model: Model, axis: Axis) -> int:
@@ -87,37 +101,54 @@ def owned(model: Model, axis: Axis) -> int:
     return sum(t.numel() for key, t in tensors.items() if key in parameters)
 
 
-def as_tree(model: Model, title: str) -> Tree:
-    """A rich tree: modules, their share of the parameters, axes and regions."""
+def as_tree(model: Model, title: str, seconds: Mapping[str, float]) -> Tree:
+    """A rich tree: modules, their share of parameters (and of time), axes and regions."""
     from rich.text import Text
     from rich.tree import Tree
 
-    total = max(_total(model), 1)
-    root = build(model)
+    root = build(model, seconds)
     head = Text(title, style="bold")
     head.append(f"  {_total(model):,} parameters, {model.nbytes() / 1e6:.2f} MB", style="dim")
+    if seconds:
+        head.append(f", {root.seconds * 1e3:.2f} ms node by node", style="dim")
     tree = Tree(head)
-    _grow(tree, root, model, total)
+    _grow(tree, root, model, _Whole(max(_total(model), 1), seconds))
     return tree
 
 
-def _grow(tree: Tree, part: Part, model: Model, total: int) -> None:
+@dataclass(frozen=True)
+class _Whole:
+    """What shares are shares of."""
+
+    parameters: int
+    seconds: Mapping[str, float]
+
+    def share(self, parameters: int, seconds: float) -> str:
+        text = f"{parameters / self.parameters:.1%} of parameters"
+        if self.seconds:
+            text += f", {seconds / max(sum(self.seconds.values()), 1e-12):.1%} of time"
+        return text
+
+
+def _grow(tree: Tree, part: Part, model: Model, whole: _Whole) -> None:
     from rich.text import Text
 
     anatomy = model.anatomy
     for phage in part.phages:
-        tree.add(_phage_line(anatomy.phages[phage], total))
+        tree.add(_phage_line(anatomy.phages[phage], whole))
     for slot in part.slots:
         tree.add(Text(slot, style="blue"))
     for axis in part.axes:
-        tree.add(_axis_line(anatomy.axes[axis], owned(model, anatomy.axes[axis]) / total))
+        tree.add(
+            _axis_line(anatomy.axes[axis], owned(model, anatomy.axes[axis]) / whole.parameters)
+        )
     for part_name, first in part.children.items():
         label, child = Text(part_name, style="bold"), first
         while not (child.axes or child.phages or child.slots) and len(child.children) == 1:
             name, child = next(iter(child.children.items()))
             label.append(f".{name}")
-        label.append(f"  {child.parameters / total:.1%} of parameters", style="dim")
-        _grow(tree.add(label), child, model, total)
+        label.append(f"  {whole.share(child.parameters, child.seconds)}", style="dim")
+        _grow(tree.add(label), child, model, whole)
 
 
 def _axis_line(axis: Axis, share: float) -> Text:
@@ -133,11 +164,11 @@ def _axis_line(axis: Axis, share: float) -> Text:
     return text
 
 
-def _phage_line(phage: Phage, total: int) -> Text:
+def _phage_line(phage: Phage, whole: _Whole) -> Text:
     from rich.text import Text
 
     text = Text(phage.id, style="magenta")
-    share = f"{phage.parameters / total:.1%} of parameters"
+    share = whole.share(phage.parameters, sum(whole.seconds.get(n, 0.0) for n in phage.nodes))
     text.append(f"  {len(phage.nodes)} operations, {share}", style="dim")
     if not phage.bypassable:
         text.append(f"  stays: {phage.reason}", style="yellow")
@@ -158,8 +189,29 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
 
 
-def _unknown(model: Model) -> list[str]:
-    return sorted(set(model.table.unknown.values()))
+def _unknown(model: Model) -> list[dict[str, str]]:
+    nodes = model.nodes
+    return [
+        {"node": name, "op": op, "source": str(nodes[name].meta.get("source", ""))}
+        for name, op in model.table.unknown.items()
+    ]
+
+
+def unknown_lines(unknown: Iterable[Mapping[str, str]]) -> list[str]:
+    """One sentence for each op without a rule: where it is first met and what to do."""
+    by_op: dict[str, list[Mapping[str, str]]] = {}
+    for found in unknown:
+        by_op.setdefault(found["op"], []).append(found)
+    lines = []
+    for op, places in by_op.items():
+        first, more = places[0], len(places) - 1
+        source = f" ({first['source']})" if first["source"] else ""
+        also = f" and {more} more" if more else ""
+        lines.append(
+            f"no axis rule for {op}, at %{first['node']}{source}{also}: what it touches is frozen; "
+            "esper.register_axis_rule adds a rule"
+        )
+    return lines
 
 
 def _total(model: Model) -> int:
@@ -173,6 +225,17 @@ def _along(root: Part, path: Iterable[str]) -> list[Part]:
         here = parts[-1]
         full = f"{here.path}.{name}" if here.path else name
         parts.append(here.children.setdefault(name, Part(full)))
+    return parts
+
+
+def _reached(root: Part, path: str) -> list[Part]:
+    """The parts along a path, as far as there are any."""
+    parts = [root]
+    for name in filter(None, path.split(".")):
+        child = parts[-1].children.get(name)
+        if child is None:
+            break
+        parts.append(child)
     return parts
 
 

@@ -33,6 +33,14 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def last_level_cache(cpu: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
+    """Bytes of the largest cache of the processor; where Linux does not tell, an upper bound."""
+    sizes = [f.read_text().strip() for f in cpu.glob("index*/size")]
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    known = [int(s[:-1]) * units[s[-1]] for s in sizes if s[-1:] in units and s[:-1].isdigit()]
+    return max(known, default=2**30)
+
+
 def environment(context: Context, backends: Iterable[str]) -> Environment:
     """The environment of a measurement with these backends."""
     versions = {"torch": str(torch.__version__)}

@@ -19,10 +19,10 @@ from esper.errors import BackendError
 from esper.gate.backends import NAMES, backend, usable
 from esper.gate.backends.base import Call, Context, tensor_leaves
 from esper.gate.calls_file import load_calls, save_calls
-from esper.gate.environment import directory_bytes
+from esper.gate.environment import directory_bytes, last_level_cache
 from esper.gate.fidelity import check_fidelity
 from esper.gate.launcher import Launcher
-from esper.gate.sampling import Effort, Sampler
+from esper.gate.sampling import Effort, Sampler, settles
 from esper.gate.transport import ARTIFACT, file_digest, on_device, save_model
 from esper.gate.worker import Contender
 
@@ -127,6 +127,10 @@ class Workshop:
             check_fidelity(name, on_device(model, device), runner, calls)
 
     def sampler(self, prepared: Sequence[Prepared], seed: int) -> Sampler:
+        settle = self._effort.settle
+        if settle is None:
+            smallest = min(p.bytes for p in prepared)
+            settle = settles([p.backend for p in prepared], smallest, last_level_cache())
         return Sampler(
             launcher=self._launcher,
             contenders=[p.contender for p in prepared],
@@ -135,6 +139,7 @@ class Workshop:
             effort=self._effort,
             weights=self._weights,
             seed=seed,
+            settle=settle,
             modules=self._modules,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,29 @@ class Effort:
     `seconds` of timing per process, in `min_rounds` to `max_rounds` rounds; a timed stretch lasts
     at least about `visit_seconds` by repeating short steps, so that the clock and the call cost
     nothing in comparison. `settle` runs one untimed step before each stretch: the other contenders
-    have just emptied the caches, which in use they would not. `timeout` is per process.
+    have just emptied the caches, which in use they would not; None: where it matters, see
+    `settles`. `timeout` is per process.
     """
 
-    seconds: float = 1.0
+    seconds: float = 2.0
     warmup_seconds: float = 0.15
     visit_seconds: float = 0.001
-    min_rounds: int = 16
+    min_rounds: int = 24
     max_rounds: int = 120
-    settle: bool = True
+    settle: bool | None = None
     timeout: float = 300.0
+
+
+def settles(backends: Collection[str], smallest: int, cache: int) -> bool:
+    """Whether contenders need a step to themselves before they are timed.
+
+    Not when all run on one backend, so that no thread pool of another is still spinning, and the
+    `smallest` of them has more bytes than the last-level `cache`: its weights come from memory at
+    every step, whoever ran before. Settling then only keeps the timed steps further apart, and the
+    noise of a machine is alike only within moments: MiniLM on a shared machine needs four times as
+    many rounds for the same error.
+    """
+    return len(set(backends)) > 1 or smallest <= cache
 
 
 @dataclass
@@ -53,6 +66,7 @@ class Sampler:
     effort: Effort
     weights: Sequence[float]
     seed: int
+    settle: bool
     modules: tuple[str, ...] = ()
     _rounds: int | None = field(default=None, init=False)
     _repeats: tuple[int, ...] | None = field(default=None, init=False)
@@ -80,7 +94,7 @@ class Sampler:
             warmup_seconds=self.effort.warmup_seconds,
             min_rounds=self.effort.min_rounds,
             max_rounds=self.effort.max_rounds,
-            settle=self.effort.settle,
+            settle=self.settle,
             rounds=self._rounds,
             repeats=self._repeats,
             modules=self.modules,

@@ -3,20 +3,20 @@
 Data. A round times three contenders in random order: the baseline A, an independent second copy of
 it A' (the in-situ A/A calibration), and the candidate B. Rounds are grouped by fresh process.
 
-Estimator. Within a process, the median of {a - b} and {a' - b} over its rounds, in natural logs.
+Estimator. The median of {a - b} and {a' - b} over the rounds of all processes, in natural logs.
 Every such difference is symmetric about zero when B equals A, whatever the noise; averaging the
 two copies first would not be (the mean of two right-skewed times has a larger median than one of
-them, which flatters B). The estimate is the mean of the process medians.
+them, which flatters B).
 
 Bound. A two-level bootstrap. Resampling both levels plainly counts the within-process noise twice
-and, with few processes, understates the variation between them. So process medians enter shrunk to
-the between-process part of their variance (Davison & Hinkley, *Bootstrap Methods and their
-Application*, 1997, section 3.8), corrected for P - 1 degrees of freedom and stretched by the ratio
-of Student's to the normal quantile; rounds are resampled in circular blocks because neighbours
-share drift. When the between-process variance is estimated to be nil this reduces to pooling
-every process, otherwise it behaves like a t interval over processes. `benchmarks/gate/simulate.py`
-measures its error rates. The two levels are those of Kalibera & Jones, "Rigorous Benchmarking in
-Reasonable Time", ISMM 2013.
+and, with few processes, understates the variation between them. So the medians of processes enter
+shrunk to the between-process part of their variance (Davison & Hinkley, *Bootstrap Methods and
+their Application*, 1997, section 3.8), corrected for P - 1 degrees of freedom and stretched by the
+ratio of Student's to the normal quantile; rounds are resampled in circular blocks because
+neighbours share drift. When the between-process variance is estimated to be nil this reduces to
+pooling every process, otherwise it behaves like a t interval over processes.
+`benchmarks/gate/simulate.py` measures its error rates. The two levels are those of Kalibera &
+Jones, "Rigorous Benchmarking in Reasonable Time", ISMM 2013.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from esper.ir.pins import pinned_axes, pinned_regions
 from esper.ir.rules.contraction import KERNEL
 from esper.ir.rules.recurrent import GATES
 from esper.ir.terms import Atom, Product, Sum, Term
@@ -54,12 +55,14 @@ class Identity:
 class Identities:
     """All identities of a model, living and retired.
 
-    `regions` maps a phage ID to `{"path", "kind", "exit"}`, all text (`esper.ir.regions`).
+    `regions` maps a phage ID to `{"path", "kind", "exit"}`, all text (`esper.ir.regions`); `pins`
+    are globs of parts that the user keeps (`esper.ir.pins`).
     """
 
     axes: dict[str, Identity] = field(default_factory=dict)
     retired: set[str] = field(default_factory=set)
     regions: dict[str, dict[str, str]] = field(default_factory=dict)
+    pins: tuple[str, ...] = ()
 
     def copy(self) -> Identities:
         """Independent copy."""
@@ -68,11 +71,12 @@ class Identities:
             for name, i in self.axes.items()
         }
         regions = {name: dict(memory) for name, memory in self.regions.items()}
-        return Identities(axes, set(self.retired), regions)
+        return Identities(axes, set(self.retired), regions, self.pins)
 
     def assign(self, other: Identities) -> None:
         """Become equal to `other`, keeping this object's identity."""
-        self.axes, self.retired, self.regions = other.axes, other.retired, other.regions
+        self.axes, self.retired = other.axes, other.retired
+        self.regions, self.pins = other.regions, other.pins
 
 
 @dataclass(frozen=True)
@@ -123,13 +127,15 @@ class Anatomy:
     def axes(self) -> dict[str, Axis]:
         """Axes by ID, in the order of the parameters that they appear in."""
         parameters = {name for name, _ in self._model.named_parameters()}
-        return _axes(self._model.table, self._identities, parameters)
+        found = _axes(self._model.table, self._identities, parameters)
+        return pinned_axes(found, self._identities.pins)
 
     @cached_property
     def _parts(self) -> tuple[dict[str, Phage], dict[str, Slot]]:
         from esper.ir.regions import phages_and_slots
 
-        return phages_and_slots(self._model)
+        phages, slots = phages_and_slots(self._model)
+        return pinned_regions(phages, self._identities.pins), slots
 
     def resize(self, axis_id: str, unit_ids: tuple[int, ...]) -> None:
         """Set the units of one axis after a cut or its undoing; other axes are untouched."""

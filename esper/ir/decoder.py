@@ -279,7 +279,9 @@ def _identities(data: Mapping[str, Any]) -> Identities:
         }
         if regions[name].keys() != {"path", "kind", "exit"}:
             raise CodecError("a region is not encoded as it should be")
-    return Identities(axes, retired, regions)
+    # Files of the first version have none.
+    pins = tuple(codec.text(pin) for pin in _list_of(data.get("pins", []), str, "pins"))
+    return Identities(axes, retired, regions, pins)
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import torch
 from pydantic import BaseModel
 from torch import fx
 
+from esper.errors import UsageError
 from esper.ir import modes, shapes
 from esper.ir.anatomy import Anatomy, Identities
 from esper.ir.axes import AxisTable, analyse
+from esper.ir.pins import check_pin
 from esper.ir.ports import read_ports
 from esper.ir.rules import REGISTRY
 
@@ -57,6 +59,10 @@ class Model(fx.GraphModule):
 
     Parameters keep their fully qualified names, so `state_dict()` and optimizers look as before.
     Made by `esper.trace` or `esper.load`; changed only through proposals (`plan`, `apply`).
+
+    `double()`, `half()` and `to(dtype)` move parameters, buffers and inputs. A dtype that the
+    original code wrote out, or read from a tensor while it was traced, is a literal of the graph
+    and stays; the `cast` pass rewrites those.
     """
 
     def __init__(self, root: torch.nn.Module | dict[str, Any], graph: fx.Graph) -> None:
@@ -128,6 +134,30 @@ class Model(fx.GraphModule):
         anatomy = self.anatomy
         every = [*anatomy.axes, *anatomy.phages, *anatomy.slots]
         return [name for name in every if fnmatch.fnmatchcase(name, pattern)]
+
+    @property
+    def pins(self) -> tuple[str, ...]:
+        """Globs over IDs of parts that no proposal may cut or drop."""
+        return self.identities.pins
+
+    def pin(self, *globs: str) -> None:
+        """Keep the axes and regions that match: proposals to cut or drop them are refused.
+
+        Pins stay with copies and saved files. Raises UsageError when a glob matches nothing.
+        """
+        names = [*self.anatomy.axes, *self.anatomy.phages]
+        for glob in globs:
+            check_pin(glob, names)
+        self.identities.pins = tuple(dict.fromkeys([*self.pins, *globs]))
+        self.invalidate(table=False)
+
+    def unpin(self, *globs: str) -> None:
+        """Take pins back, as they were written. Raises UsageError for one that is not there."""
+        for glob in globs:
+            if glob not in self.pins:
+                raise UsageError(f"there is no pin {glob!r}; pins are {list(self.pins)}")
+        self.identities.pins = tuple(pin for pin in self.pins if pin not in globs)
+        self.invalidate(table=False)
 
     @property
     def example_inputs(self) -> Any:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
-from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
 from esper.errors import UsageError
+from esper.ir.binder import binder
 from esper.passbase import Batch
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Runner:
     def __init__(self, model: Model, keep: Iterable[str] = ()) -> None:
         self.model = model
         self._keep = frozenset(keep)
-        self._bind = _binder(model)
+        self._bind = binder(model)
         self._known: _Order | None = None
         tensors = [tensor for _, tensor in model.all_tensors()]
         self.device = tensors[0].device if tensors else torch.device("cpu")
@@ -199,15 +199,3 @@ def _writes_state(node: fx.Node) -> bool:
         and isinstance(node.args[0], fx.Node)
         and node.args[0].op == "get_attr"
     )
-
-
-def _binder(model: Model) -> Any:
-    """Flat graph inputs from a call's arguments, by the model's own calling convention."""
-    graph = fx.Graph()
-    inputs = [graph.placeholder(n.name) for n in model.graph.find_nodes(op="placeholder")]
-    graph.output(list(inputs))
-    info = getattr(model.graph._codegen, "pytree_info", None)
-    if info is not None:
-        leaves = pytree.tree_structure([0] * len(inputs))
-        graph.set_codegen(_PyTreeCodeGen(info._replace(out_spec=leaves)))
-    return fx.GraphModule(torch.nn.Module(), graph)

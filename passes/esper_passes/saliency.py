@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from esper.ir.binder import binder
 from esper.ir.gates import gated
 from esper.ir.terms import unit_index
 
@@ -95,6 +96,7 @@ class _Watch(fx.Interpreter):
 
     def __init__(self, model: Model, uses: dict[Any, Any], energy: dict[Any, torch.Tensor]) -> None:
         super().__init__(model)
+        self._bind = binder(model)
         self._energy = energy
         self._by_node: dict[str, list[Any]] = {}
         for key in uses:
@@ -102,8 +104,7 @@ class _Watch(fx.Interpreter):
 
     def see(self, args: Any, kwargs: Any) -> None:
         """Run one batch."""
-        flat = pytree.arg_tree_leaves(*args, **kwargs)
-        self.run(*flat, enable_io_processing=False)
+        self.run(*self._bind(*args, **kwargs), enable_io_processing=False)
 
     def run_node(self, n: fx.Node) -> Any:
         for key in self._by_node.get(n.name, ()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 import esper
 from esper.cli import main as program
 from esper.cli.main import main
+from esper.ir.codec import trust
 from tests.cli.support import assert_one_sentence, exported
 from tests.models import MODELS
 
@@ -60,6 +62,79 @@ def test_the_picture(tmp_path: Path, capsys: Capture) -> None:
     assert ET.fromstring(picture.read_text()).tag.endswith("svg")
     assert main(["inspect", str(path), "--svg", str(tmp_path / "no" / "m.svg")]) == 2
     assert_one_sentence(capsys.readouterr().err)
+
+
+def test_shares_of_time(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "m.pt2"
+    path.write_bytes(exported())
+    assert main(["inspect", str(path), "--time", "--json"]) == 0
+    seconds = json.loads(capsys.readouterr().out)["node_seconds"]
+    assert seconds
+    assert all(value > 0 for value in seconds.values())
+    assert main(["inspect", str(path), "--time"]) == 0
+    text = capsys.readouterr().out
+    assert "ms node by node" in text
+    shares = [float(share) for share in re.findall(r"([\d.]+)% of time", text)]
+    assert shares
+    assert all(0 <= share <= 100 for share in shares)
+    assert main(["inspect", str(path)]) == 0
+    assert "of time" not in capsys.readouterr().out
+
+
+def test_times_need_inputs(bert: str, capsys: Capture) -> None:
+    assert main(["inspect", bert, "--time"]) == 2
+    err = capsys.readouterr().err
+    assert "needs example inputs" in err
+    assert_one_sentence(err)
+
+
+@torch.library.custom_op("esper_tests::scaled", mutates_args=())
+def scaled(x: torch.Tensor, by: float) -> torch.Tensor:
+    return x * by
+
+
+@scaled.register_fake
+def _(x: torch.Tensor, by: float) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Custom(torch.nn.Module):
+    """An op of the user's own between two layers, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = torch.nn.Linear(4, 8)
+        self.down = torch.nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = scaled(self.up(x), 2.0)
+        out: torch.Tensor = self.down(scaled(hidden, 3.0))
+        return out
+
+
+def test_an_op_without_a_rule_is_named_with_its_line(tmp_path: Path, capsys: Capture) -> None:
+    trust("esper_tests")
+    path = tmp_path / "m.esper"
+    model = esper.trace(Custom(), (torch.randn(3, 4),))
+    esper.save(model, path)
+    assert main(["inspect", str(path)]) == 0
+    text = capsys.readouterr().out
+    (line,) = [line for line in text.splitlines() if line.startswith("no axis rule for")]
+    assert "esper_tests.scaled.default, at %scaled (test_main.py:" in line
+    assert "hidden = scaled(self.up(x), 2.0)) and 1 more: what it touches is frozen" in line
+    assert line.endswith("esper.register_axis_rule adds a rule")
+    assert main(["inspect", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["unknown_ops"]
+    assert [(u["op"], u["node"]) for u in found] == [
+        ("esper_tests.scaled.default", "scaled"),
+        ("esper_tests.scaled.default", "scaled_1"),
+    ]
+    axis = next(a for a in model.anatomy.axes.values() if a.id == "axis:up/neurons")
+    refusal = model.check(esper.propose.PruneUnits(axis=axis.id, units=(0,)))
+    assert refusal is not None
+    assert refusal.node == "scaled"
+    assert "hidden = scaled(self.up(x), 2.0)" in refusal.reason
+    assert "esper.register_axis_rule" in refusal.remedy
 
 
 @pytest.mark.parametrize(

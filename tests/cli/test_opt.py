@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +296,22 @@ def tune(module):
     output = tmp_path / "out.esper"
     run(model, *PRUNE, "--finetune", script(tmp_path, code) + ":tune", "-o", str(output))
     assert esper.load(output).get_parameter("last.bias").tolist() == [7.0, 7.0, 7.0]
+
+
+def test_pinned_parts_stay(model: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.esper"
+    run(model, *PRUNE, "--pin", "axis:first/*", "--pin", "axis:last/*", "-o", str(output))
+    loaded = esper.load(output)
+    assert loaded.pins == ("axis:first/*", "axis:last/*")
+    assert loaded.anatomy.axes["axis:first/neurons"].size == 8
+
+
+def test_help_says_how_long_the_gate_takes_by_default() -> None:
+    from esper.gate.gate import Gate
+
+    (field,) = [f for f in dataclasses.fields(Options) if f.name == "budget_seconds"]
+    hints = typing.get_type_hints(Options, include_extras=True)[field.name]
+    assert f"Default: {Gate.budget_seconds:g}." in hints.__metadata__[0].help
 
 
 @pytest.mark.own_verification

@@ -240,7 +240,7 @@ def late(module):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("raises", "no data today"), ("nan", "nan"), ("text", ""), ("changes", ""), ("late", "time")],
+    [("raises", "no data today"), ("nan", "nan"), ("text", ""), ("changes", "")],
 )
 def test_evaluations_that_go_wrong(
     name: str, expected: str, model: str, tmp_path: Path, capsys: Capture
@@ -254,6 +254,22 @@ def test_evaluations_that_go_wrong(
     )  # fmt: skip
     assert expected in message
     assert output.read_bytes() == b"old"
+
+
+def test_an_evaluation_that_raises_on_the_candidate_speaks_against_it(
+    model: str, tmp_path: Path, capsys: Capture
+) -> None:
+    """Metrics of other libraries raise on NaN: what the baseline passed, the candidate failed."""
+    path = script(tmp_path, EVALS)
+    output = tmp_path / "out.pt2"
+    argv = [model, *PRUNE, "--eval", f"{path}:late", "-o", str(output), "--json"]
+    assert main(argv) == 0
+    report = json.loads(capsys.readouterr().out)
+    (judged,) = report["judgements"]
+    assert not judged["accepted"]
+    assert "raised RuntimeError: second time" in judged["reason"]
+    before, after = report["parameters"]
+    assert before == after
 
 
 def test_a_training_that_raises(model: str, tmp_path: Path, capsys: Capture) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +16,12 @@ import esper.gate.prepared
 from esper.errors import BackendError, EsperError, GateError
 from esper.gate.backends import usable
 from esper.gate.backends.onnxruntime import OnnxRuntime
+from esper.gate.environment import last_level_cache
 from esper.gate.gate import Gate, usable_backends
 from esper.gate.inputs import normalise
 from esper.gate.launcher import Launcher
 from esper.gate.prepared import Workshop
+from esper.gate.sampling import settles
 from esper.gate.statistics import Rule
 from esper.gate.verdict import Verdict
 from tests.gate.support import QUICK, Two, two_call
@@ -188,3 +192,27 @@ def test_prepared_models_are_kept_by_content(monkeypatch: pytest.MonkeyPatch) ->
         with Workshop(own, calls, weights, GATE.context, QUICK, ()) as shop:
             assert shop.prepare(model, "onnxruntime") != one
         assert len(prepared) == 3
+
+
+def test_contenders_settle_where_caches_or_thread_pools_matter() -> None:
+    assert not settles(["eager", "eager"], smallest=2000, cache=1000)
+    assert settles(["eager", "eager"], smallest=1000, cache=1000)
+    assert settles(["eager", "openvino"], smallest=2000, cache=1000)
+
+
+def test_the_last_level_cache_is_read_from_linux(tmp_path: Path) -> None:
+    for index, size in enumerate(["32K", "512K", "24576K", "unknown"]):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+    assert last_level_cache(tmp_path) == 24576 * 1024
+    assert last_level_cache(tmp_path / "nowhere") == 2**30
+
+
+@pytest.mark.parametrize("settle", [None, False])
+def test_settling_reaches_the_measured_process(launcher: Launcher, settle: bool | None) -> None:
+    effort = replace(QUICK, settle=settle)
+    with Workshop(launcher, [two_call(2)], [1.0], GATE.context, effort, ()) as shop:
+        prepared = shop.prepare(two(), "eager")
+        sampler = shop.sampler([prepared, prepared], 0)
+        assert sampler.settle == (settle is None)  # a small model is at home in any cache
+        assert sampler.draw().shape[1] == 2

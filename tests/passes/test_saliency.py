@@ -100,6 +100,30 @@ def test_activation_of_convolutions_sums_over_places() -> None:
     torch.testing.assert_close(score, expected.detach())
 
 
+class TwoInputs(nn.Module):
+    """One layer for each of two inputs of equal shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 6), nn.Linear(4, 6)
+        self.out = nn.Linear(6, 2)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        out: Tensor = self.out(torch.relu(self.left(a) + 2 * self.right(b)))
+        return out
+
+
+def test_activation_binds_keywords_by_name() -> None:
+    a, b = torch.randn(3, 4), torch.randn(3, 4)
+    model = esper.trace(TwoInputs(), (), {"a": a, "b": b})
+    axes = [axis for axis in model.anatomy.axes.values() if axis.cuttable]
+    orders: list[dict[str, Tensor]] = [{"a": a, "b": b}, {"b": b, "a": a}]
+    one, other = (saliency.activation(model, axes, [((), kwargs)]) for kwargs in orders)
+    assert one
+    for name, score in one.items():
+        assert torch.equal(score, other[name])
+
+
 def test_activation_changes_nothing() -> None:
     model = perceptron()
     text = str(model)
