@@ -5,55 +5,16 @@ Every cuttable axis of every case is cut against the masked reference, with grad
 
 from __future__ import annotations
 
-import copy
-from functools import cache
-
 import pytest
 import torch
-from torch import Tensor
 
 import esper
-from esper.ir.model import Model
 from esper.ir.rules import REGISTRY, elementwise
 from tests import oracle, zoo
-from tests.ir import (
-    rule_cases_address,
-    rule_cases_attention,
-    rule_cases_contraction,
-    rule_cases_movement,
-    rule_cases_other,
-    rule_cases_products,
-    rule_cases_recurrent,
-    rule_cases_window,
-)
-from tests.ir.rule_case import Body, Case
+from tests.ir.rule_cases import CASES, traced_case
 
-CASES: dict[str, Case] = {
-    **rule_cases_contraction.CASES,
-    **rule_cases_attention.CASES,
-    **rule_cases_movement.CASES,
-    **rule_cases_other.CASES,
-    **rule_cases_products.CASES,
-    **rule_cases_recurrent.CASES,
-    **rule_cases_address.CASES,
-    **rule_cases_window.CASES,
-}
 pytestmark = pytest.mark.own_verification  # the oracle verifies the result of all cuts
 every_case = pytest.mark.parametrize("name", CASES)
-
-
-@cache
-def _trace(name: str) -> tuple[Model, Tensor]:
-    torch.manual_seed(0)
-    case = CASES[name]
-    module = Body(case.fn, case.layers()).double().eval()
-    x = case.x().double()
-    return esper.trace(module, (x,)), x
-
-
-def traced_case(name: str) -> tuple[Model, Tensor]:
-    model, x = _trace(name)
-    return copy.deepcopy(model), x
 
 
 @every_case
