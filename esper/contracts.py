@@ -101,6 +101,23 @@ def never_empty(model: Model, proposal: Proposal) -> Refusal | None:
     )
 
 
+def enough_units(model: Model, proposal: Proposal) -> Refusal | None:
+    """`too-few-units`: where k units are selected (top-k), k must stay."""
+    if not isinstance(proposal, PruneUnits):
+        return None
+    axis = model.anatomy.axes[proposal.axis]
+    left = axis.size - len(proposal.units)
+    if left >= axis.least:
+        return None
+    return Refusal(
+        "too-few-units",
+        f"cutting {len(proposal.units)} units would leave {left} of {axis.id}, "
+        f"of which {axis.least} are selected",
+        axis.id,
+        f"keep at least {axis.least} units",
+    )
+
+
 def bypassable_region(model: Model, proposal: Proposal) -> Refusal | None:
     """`not-bypassable`: input and output of a dropped region must agree."""
     if not isinstance(proposal, DropRegion):
@@ -123,6 +140,7 @@ RULES: tuple[Rule, ...] = (
     known_units,
     frozen_axis,
     never_empty,
+    enough_units,
     bypassable_region,
 )
 

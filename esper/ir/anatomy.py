@@ -30,6 +30,7 @@ _NO_AXES = (KERNEL, GATES)  # parts of a layer that are no units
 
 # Which role names an axis when it has several: the most specific use wins.
 _KINDS = (
+    "experts",
     "hidden",
     "heads",
     "query-heads",
@@ -86,13 +87,14 @@ class Axis:
     Attributes:
         id: stable ID, `axis:<path>/<kind>`.
         kind: heads, kv-groups, query-heads, head-size, neurons, channels, groups, embedding,
-            hidden, ...
+            hidden, experts, ...
         size: number of units.
         unit_ids: position -> birth number of the unit.
         members: (tensor, dimension) pairs in which the units live.
         frozen_reason: why no unit may be cut, with the op and node that stop it; None if cuttable.
         lossy_reason: why a cut changes what stays (shared statistics); None if cuts are exact.
         atom: number of the axis in the present analysis; NO_ATOM if it left out a single unit.
+        least: number of units that must stay, because so many are selected among them.
     """
 
     id: str
@@ -104,6 +106,7 @@ class Axis:
     frozen_node: str | None
     lossy_reason: str | None
     atom: int
+    least: int = 1
 
     @property
     def cuttable(self) -> bool:
@@ -269,6 +272,8 @@ def _axis(
     frozen = info.frozen
     if frozen is None and not any(tensor in parameters for tensor, _, _ in members):
         frozen = Mark("lives in no parameter", "")
+    if frozen is None and table.sizes[atom] == info.least > 1:
+        frozen = Mark(f"all {info.least} units are selected", "")
     return Axis(
         name,
         identity.kind,
@@ -279,6 +284,7 @@ def _axis(
         None if frozen is None else frozen.node,
         None if info.coupled is None else info.coupled.reason,
         atom,
+        info.least,
     )
 
 

@@ -7,6 +7,7 @@ graph (`literals`), and where a removed unit would have been consumed (`uses`).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -53,6 +54,7 @@ class AtomInfo:
     frozen: Mark | None
     coupled: Mark | None
     roles: frozenset[str]
+    least: int = 1  # units that must stay
 
 
 @dataclass
@@ -89,6 +91,8 @@ class Rules:
         self.literal_dims: list[tuple[str, Path, Dims]] = []
         self.use_dims: list[tuple[str, Path, int, Dim, str]] = []
         self.unknown: dict[str, str] = {}
+        self.positions: dict[tuple[fx.Node, int | None], Dim] = {}
+        self.followed: set[fx.Node] = set()  # operands whose positions this node's rule keeps right
         self.node: fx.Node
 
     # -- reading -----------------------------------------------------------------------------
@@ -115,6 +119,16 @@ class Rules:
     def is_one(self, dim: Dim) -> bool:
         """Whether a dim has one element, as those that broadcast."""
         return bool(find(dim).size == 1)
+
+    def pointed(self, operand: Any) -> Dim | None:
+        """The dim along which an operand's integers are positions, or None.
+
+        Asking is a promise: the rule unifies that dim with whatever the integers address.
+        """
+        if not isinstance(operand, fx.Node):
+            return None
+        self.followed.add(operand)
+        return self.positions.get((operand, None))
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -163,6 +177,18 @@ class Rules:
         """Cutting these dims changes statistics of what stays."""
         for dim in [dims] if isinstance(dims, Dim) else dims:
             self._solver.couple(dim, reason)
+
+    def at_least(self, dim: Dim, count: int) -> None:
+        """So many units must stay."""
+        self._solver.at_least(dim, count)
+
+    def point(self, dim: Dim, item: int | None = None) -> None:
+        """The integers of the result (of its `item`-th value) are positions along `dim`.
+
+        Cutting a unit renumbers those behind it, in what makes positions and in what they address
+        alike. Where a reader's rule does not ask (`pointed`), the dim is frozen.
+        """
+        self.positions[self.node, item] = dim
 
     def role(self, dim: Dim, role: str) -> None:
         """Note what a dim is used as, for its name."""
@@ -227,6 +253,7 @@ def analyse(graph: fx.Graph, tensors: Tensors, rules: Any) -> AxisTable:
         elif node.op == "output":
             for value in node.all_input_nodes:
                 _freeze_all(view, view.dims.get(value), "graph output (contract)")
+                _freeze_all(view, view.positions.get((value, None)), "graph output (contract)")
         else:
             _call(view, node, rules)
     return _resolve(solver, view, tensor_dims, graph)
@@ -260,16 +287,35 @@ def _call(view: Rules, node: fx.Node, rules: Any) -> None:
     operands = [view.dims.get(operand) for operand in node.all_input_nodes]
     rule = rules.lookup(node.target)
     if rule is not None:
+        view.followed = set()
         view.dims[node] = rule(view)
+        _positions(view, node, rules)
         return
     if any(dims for dims in operands) or _is_tensor(value):
         view.unknown[node.name] = str(node.target)
-    for dims in operands:
+    for dims in [*operands, *(view.positions.get((x, None)) for x in node.all_input_nodes)]:
         _freeze_all(view, dims, f"no axis rule for {node.target}")
     if isinstance(value, (list, tuple)):
         view.dims[node] = [_interface(view, item, "made by an op without a rule") for item in value]
     else:
         view.dims[node] = _interface(view, value, f"no axis rule for {node.target}")
+
+
+def _positions(view: Rules, node: fx.Node, rules: Any) -> None:
+    """Pass positions on through ops that only move values; freeze what others read."""
+    for operand in node.all_input_nodes:
+        if node.target is operator.getitem:
+            dim = view.positions.get((operand, node.args[1]))  # type: ignore[arg-type]
+        else:
+            dim = view.positions.get((operand, None))
+        if dim is None or operand in view.followed:
+            continue
+        if node.target is operator.getitem or (
+            rules.moves(node.target) and operand is node.args[0]
+        ):
+            view.point(dim)
+        else:
+            view.freeze(dim, f"its positions are read by {node.target}")
 
 
 def _is_tensor(value: Any) -> bool:
@@ -300,7 +346,9 @@ class _Resolver:
                 frozen = dim.frozen
                 if frozen is None and not isinstance(dim.size, int):
                     frozen = Mark(f"symbolic size {dim.size}", dim.born.node, dim.born.op)
-                self.table.atoms[number] = AtomInfo(frozen, dim.coupled, frozenset(dim.roles))
+                self.table.atoms[number] = AtomInfo(
+                    frozen, dim.coupled, frozenset(dim.roles), dim.least
+                )
                 term = Atom(number)
         elif dim.form == "product":
             term = product([self.term(part) for part in dim.parts])

@@ -27,7 +27,18 @@ class Mark:
 class Dim:
     """One dimension. Use `find` before reading anything but `parent`."""
 
-    __slots__ = ("born", "coupled", "form", "frozen", "parent", "parts", "roles", "serial", "size")
+    __slots__ = (
+        "born",
+        "coupled",
+        "form",
+        "frozen",
+        "least",
+        "parent",
+        "parts",
+        "roles",
+        "serial",
+        "size",
+    )
 
     def __init__(self, size: Size, serial: int) -> None:
         self.parent: Dim | None = None
@@ -37,6 +48,7 @@ class Dim:
         self.frozen: Mark | None = None
         self.coupled: Mark | None = None
         self.roles: set[str] = set()
+        self.least = 1  # units that must stay
         self.serial = serial
         self.born = Mark("", "")  # the node being analysed when this dim was made
 
@@ -118,6 +130,14 @@ class Solver:
         for part in dim.parts:
             self._mark(part, field, mark)
 
+    def at_least(self, dim: Dim, count: int) -> None:
+        """Demand that `count` units stay; of units with structure none may go then."""
+        dim = find(dim)
+        if dim.form == "atom":
+            dim.least = max(dim.least, count)
+        elif count > 1:
+            self.freeze(dim, f"{count} of its units are selected")
+
     def role(self, dim: Dim, role: str) -> None:
         """Note what a dim is used as; roles only choose names, never what may be cut."""
         dim = find(dim)
@@ -164,6 +184,7 @@ class Solver:
             self._mark(other, "frozen", atom.frozen)
         if atom.coupled is not None:
             self._mark(other, "coupled", atom.coupled)
+        self.at_least(other, atom.least)
         for role in atom.roles:
             self.role(other, role)
 

@@ -130,7 +130,7 @@ class Prune(Pass):
 
     def _keep(self, model: Model, axes: list[Axis], scores: Scores) -> dict[str, int]:
         if self.scope == "local":
-            return {a.id: max(1, a.size - int(a.size * self.ratio)) for a in axes}
+            return {a.id: max(a.least, a.size - int(a.size * self.ratio)) for a in axes}
         costs = unit_costs(model, axes)
         units: list[tuple[float, str]] = []
         for axis in axes:
@@ -141,7 +141,7 @@ class Prune(Pass):
             units += [(float(value), axis.id) for value in energy]
         budget = self.ratio * sum(costs[a.id] * a.size for a in axes)
         keep = {axis.id: axis.size for axis in axes}
-        floor = {axis.id: max(1, round(axis.size * self.min_keep)) for axis in axes}
+        floor = {axis.id: max(axis.least, round(axis.size * self.min_keep)) for axis in axes}
         for _, axis_id in sorted(units):
             if budget <= 0:
                 break

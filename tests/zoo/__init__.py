@@ -36,7 +36,7 @@ def cuttable(model: Model) -> dict[str, Axis]:
 
 def some_units(axis: Axis, share: float = 0.4, seed: int = 0) -> tuple[int, ...]:
     """Units of an axis, neither none nor all, chosen by seed and ID."""
-    count = min(axis.size - 1, max(1, round(axis.size * share)))
+    count = min(axis.size - axis.least, max(1, round(axis.size * share)))
     return tuple(sorted(random.Random(f"{seed} {axis.id}").sample(axis.unit_ids, count)))
 
 

@@ -62,6 +62,10 @@ class Registry:
         written = [a.alias_info is not None for a in target._schema.arguments]
         return elementwise.inplace if written[0] and not any(written[1:]) else None
 
+    def moves(self, target: Any) -> bool:
+        """Whether an op only moves the values of its first operand."""
+        return target in shape.MOVES
+
 
 REGISTRY = Registry(
     elementwise.TABLE,

@@ -1,7 +1,9 @@
 """Data that addresses data: gather, scatter, sorting, histograms.
 
-A dim that is addressed by values keeps every position: it is frozen. The dims beside it pass on,
-and the dims of indices unify with those that they run parallel to.
+A dim that is addressed by values keeps every position: it is frozen, unless the values are
+positions along a dim of the model itself (the experts that a router chose): then both are the same
+units. The dims beside it pass on, and the dims of indices unify with those that they run parallel
+to.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 
 from esper.ir.axes import Dims, Rule, Rules
+from esper.ir.unify import Dim
 
 aten = torch.ops.aten
 KEYWORD = 99
@@ -26,6 +29,8 @@ def advanced(r: Rules) -> Dims:
     covered = _covered(r, dims, indices, reason)
     if covered is None:
         r.freeze(dims, reason)
+        for index in filter(None, indices):
+            r.freeze(r.of(index), reason)
         return [r.fresh(size, reason) for size in r.shape()]
     before, after = dims[: covered[0]], dims[covered[1] :]
     made = r.shape()[len(before) : len(r.shape()) - len(after)]
@@ -39,19 +44,34 @@ def _covered(r: Rules, dims: Dims, indices: list[Any], reason: str) -> tuple[int
     """
     start = end = at = 0
     adjacent, found = True, False
+    alone = sum(index is not None for index in indices) == 1
     for index in indices:
         if index is None:
             at += 1
             continue
         mask = index.meta["val"].dtype in (torch.bool, torch.uint8)
         width = len(r.of(index)) if mask else 1
-        r.freeze(dims[at : at + width], reason)
+        if alone and not mask:
+            _addressed(r, dims[at], index)
+        else:
+            r.freeze(dims[at : at + width], reason)
         r.freeze(r.of(index), reason)
         adjacent = adjacent and (not found or at == end)
         start = start if found else at
         at += width
         end, found = at, True
     return (start, end) if adjacent and found else None
+
+
+def _addressed(r: Rules, dim: Dim, index: Any) -> None:
+    """A dim whose positions `index` holds: the same units as those, or frozen."""
+    positions = r.pointed(index)
+    if positions is None:
+        r.freeze(dim, _reason(r))
+        return
+    r.unify(dim, positions)
+    if r.arg(0).op == "get_attr":
+        r.role(dim, "experts")
 
 
 def index_put(r: Rules) -> Dims:
@@ -82,7 +102,7 @@ def index_select(r: Rules) -> Dims:
     dims, dim = list(r.of(r.arg(0))), r.arg(1)
     if not dims:
         return dims
-    r.freeze(dims[dim], _reason(r))
+    _addressed(r, dims[dim], r.arg(2))
     dims[dim] = r.fresh(r.shape()[dim], _reason(r))
     return dims
 
@@ -109,16 +129,26 @@ def scatter(r: Rules) -> Dims:
     """scatter(x, dim, index, src or value), scatter_add, scatter_reduce -> as x."""
     x, index, source = r.arg(0), r.arg(2), r.arg(3)
     if isinstance(source, torch.fx.Node) and r.of(source):
-        _parallel(r, source, index, dim=r.arg(1))
+        _beside(r, source, index, dim=r.arg(1))
+        r.freeze(r.of(source)[r.arg(1)], _reason(r))
     _parallel(r, x, index, dim=r.arg(1))
     return r.of(x)
 
 
 def _parallel(r: Rules, x: Any, index: Any, dim: int) -> Dims:
+    if r.of(x):
+        _addressed(r, r.of(x)[dim], index)
+        r.freeze(r.of(index)[dim], _reason(r))
+    return _beside(r, x, index, dim)
+
+
+def _beside(r: Rules, x: Any, index: Any, dim: int) -> Dims:
     mine, theirs = r.of(x), r.of(index)
     reason = _reason(r)
     for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
-        if i == dim % len(mine) or r.shape(x)[i] != r.shape(index)[i]:
+        if i == dim % len(mine):
+            continue
+        if r.shape(x)[i] != r.shape(index)[i]:
             r.freeze([a, b], reason)
         else:
             r.unify(a, b)
@@ -140,7 +170,7 @@ def index_into(r: Rules) -> Dims:
 
 
 def ordered(dim_at: int, default: int = -1) -> Rule:
-    """sort, topk, kthvalue, median, differences: one dim is frozen, the others pass.
+    """sort, kthvalue, median, differences: one dim is frozen, the others pass.
 
     `dim_at` is the position of `dim` among the arguments, KEYWORD where it has none.
     """
@@ -165,6 +195,20 @@ def ordered(dim_at: int, default: int = -1) -> Rule:
     return rule
 
 
+def topk(r: Rules) -> Any:
+    """topk(x, k, dim, largest): values and places of the k largest; so many must stay."""
+    dims, k, dim = r.of(r.arg(0)), r.arg(1), r.arg(2, "dim", -1)
+    if not dims or not isinstance(k, int) or not r.arg(0).meta["val"].dtype.is_floating_point:
+        return ordered(2)(r)
+    dim %= len(dims)
+    r.couple(dims[dim], f"{r.node.target} chooses among it")
+    r.at_least(dims[dim], k)
+    r.use((0,), dim, dims[dim], "lowest" if r.arg(3, "largest", True) else "highest")
+    r.point(dims[dim], item=1)
+    result = [*dims[:dim], r.fresh(k, "ranks of topk"), *dims[dim + 1 :]]
+    return [result, result]
+
+
 def diff(r: Rules) -> Dims:
     """diff(x, n, dim, prepend, append)."""
     for extra in (r.arg(3, "prepend"), r.arg(4, "append")):
@@ -176,7 +220,13 @@ def diff(r: Rules) -> Dims:
 
 def one_hot(r: Rules) -> Dims:
     """one_hot(x, classes): classes are addressed by data."""
-    return [*r.of(r.arg(0)), r.fresh(r.shape()[-1], _reason(r))]
+    classes = r.fresh(r.shape()[-1])
+    _addressed(r, classes, r.arg(0))
+    if isinstance(r.arg(1), int) and r.arg(1) > 0:
+        r.literal((1,), classes)
+    else:
+        r.freeze(classes, "classes counted at run time")
+    return [*r.of(r.arg(0)), classes]
 
 
 def bucketize(r: Rules) -> Dims:
@@ -198,8 +248,11 @@ def searchsorted(r: Rules) -> Dims:
 
 def embedding(r: Rules) -> Dims:
     """weight (V, D), indices (*) -> (*, D); V is addressed by data."""
-    weight = r.of(r.arg(0))
-    r.freeze(weight[0], "rows are addressed by data (embedding)")
+    weight, positions = r.of(r.arg(0)), r.pointed(r.arg(1))
+    if positions is None:
+        r.freeze(weight[0], "rows are addressed by data (embedding)")
+    else:  # the codes nearest to what was encoded
+        r.unify(weight[0], positions)
     r.role(weight[0], "vocabulary")
     r.role(weight[1], "embedding")
     return [*r.of(r.arg(1)), weight[1]]
@@ -264,7 +317,7 @@ TABLE: dict[Any, Rule] = {
     aten.sort.stable: ordered(KEYWORD),
     aten.argsort.stable: ordered(KEYWORD),
     aten.msort.default: ordered(KEYWORD, 0),
-    aten.topk.default: ordered(2),
+    aten.topk.default: topk,
     aten.kthvalue.default: ordered(2),
     aten.median.dim: ordered(1),
     aten.nanmedian.dim: ordered(1),

@@ -82,17 +82,29 @@ def neutral(kind: str) -> Rule:
     def rule(r: Rules) -> Any:
         value = r.node.meta["val"]
         several = isinstance(value, (list, tuple))
-        if not _floating(r) or (several and _read(r, 1)):
+        if not _floating(r):
             return frozen_reduction(r)
         result = _coupled(r, kind, f"{r.node.target} is taken over it")
+        if several:  # values, and where they are
+            dims = r.of(r.arg(0))
+            if dims:
+                r.point(dims[r.arg(1, "dim")], item=1)
         return [result] * len(value) if several else result
 
     return rule
 
 
-def _read(r: Rules, item: int) -> bool:
-    """Whether one result of several is used, such as the places of maxima."""
-    return any(user.args[1] == item and user.users for user in r.node.users)
+def place(kind: str) -> Rule:
+    """argmax(x, dim, keepdim), argmin: positions along one dim."""
+
+    def rule(r: Rules) -> Any:
+        dims, dim = r.of(r.arg(0)), r.arg(1, "dim")
+        if dim is None or not dims or not _floating(r):
+            return frozen_reduction(r)
+        r.point(dims[dim])
+        return _coupled(r, kind, f"{r.node.target} chooses among it")
+
+    return rule
 
 
 def norm(r: Rules) -> Dims:
@@ -133,7 +145,7 @@ def any_norm(r: Rules) -> Dims:
 
 
 def frozen_reduction(r: Rules) -> Any:
-    """argmax and the like: reduced dims are frozen."""
+    """Reductions that no value leaves a unit out of: reduced dims are frozen."""
     dims = r.of(r.arg(0))
     chosen = _chosen(r, len(dims))
     for i in chosen:
@@ -222,10 +234,10 @@ TABLE: dict[Any, Rule] = {
     aten.linalg_norm.default: any_norm,
     aten.linalg_matrix_norm.default: any_norm,
     aten.linalg_matrix_norm.str_ord: any_norm,
+    aten.argmax.default: place("lowest"),
+    aten.argmin.default: place("highest"),
     **dict.fromkeys(
         (
-            aten.argmax.default,
-            aten.argmin.default,
             aten.any.dim,
             aten.any.dims,
             aten.any.default,

@@ -213,3 +213,33 @@ TABLE: dict[Any, Rule] = {
     aten.expand.default: expand,
     aten.expand_as.default: expand_as,
 }
+
+MOVES = frozenset(
+    {
+        aten.view.default,
+        aten.reshape.default,
+        aten._unsafe_view.default,
+        aten.flatten.using_ints,
+        aten.unflatten.int,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.t.default,
+        aten.movedim.int,
+        aten.movedim.intlist,
+        aten.unsqueeze.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.expand.default,
+        aten.expand_as.default,
+        aten.repeat.default,
+        aten.repeat_interleave.self_int,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.contiguous.default,
+        aten.clone.default,
+        aten.detach.default,
+        aten.alias.default,
+    }
+)
+"""Ops whose result holds values of their first operand and nothing else."""
