@@ -165,6 +165,36 @@ def test_region_that_changes_shape_may_not_be_dropped() -> None:
     assert _first(model, DropRegion(region=region.id)) == "bypassable_region"
 
 
+class Routed(nn.Module):
+    """The two experts of five that a router chose, for each item."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(4, 5)
+        self.experts = nn.Parameter(torch.randn(5, 2, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.router(x).topk(2, dim=-1)[1]
+        return (self.experts[chosen] @ x[:, None, :, None]).sum((1, 3))
+
+
+def test_as_many_units_stay_as_are_selected() -> None:
+    model = esper.trace(Routed().eval(), (torch.randn(3, 4),))
+    (axis,) = [a for a in model.anatomy.axes.values() if a.kind == "experts"]
+    assert axis.least == 2
+    proposal = PruneUnits(axis=axis.id, units=(0, 1, 3, 4))
+    refusal = model.check(proposal)
+    assert refusal is not None
+    assert (refusal.code, refusal.node) == ("too-few-units", axis.id)
+    assert "would leave 1" in refusal.reason
+    assert refusal.remedy == "keep at least 2 units"
+    assert _first(model, proposal) == "enough_units"
+    cut, record = model.apply(PruneUnits(axis=axis.id, units=(0, 1, 3)))
+    assert record.kind == "passed"
+    assert cut(torch.randn(3, 4)).shape == (3, 2)
+    assert not cut.anatomy.axes[axis.id].cuttable
+
+
 def test_frozen_axis_names_the_line_of_the_user() -> None:
     model = perceptron()
     refusal = model.check(PruneUnits(axis="axis:embed/vocabulary", units=(3,)))

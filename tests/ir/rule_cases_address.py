@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the customary name
 
-from tests.ir.rule_case import Case, between, linears, rows, tokens
+from tests.ir.rule_case import Case, between, linears, parameter, rows, tokens
 
 
 def _written(h: Tensor, places: Any) -> Tensor:
@@ -163,5 +163,63 @@ CASES: dict[str, Case] = {
         rows(),
         {},
         {"l0/neurons": "a loss is taken over it"},
+    ),
+    # positions along a dim of the model itself
+    "experts that a router chose": Case(
+        lambda m, x: m.l1((m.up[m.l0(x).topk(2, -1)[1]] @ x[:, None, :, None])[..., 0].sum(1)),
+        linears(4, 5, l1=lambda: nn.Linear(6, 2), up=lambda: parameter(5, 6, 4)),
+        rows(),
+        {},
+    ),
+    "the best expert": Case(
+        lambda m, x: m.l1(
+            (m.up.index_select(0, m.l0(x).argmax(-1)) @ x[..., None])[..., 0]
+            + m.down[m.l0(x).max(-1)[1]]
+        ),
+        linears(
+            4,
+            5,
+            l1=lambda: nn.Linear(6, 2),
+            up=lambda: parameter(5, 6, 4),
+            down=lambda: parameter(5, 6),
+        ),
+        rows(),
+        {},
+    ),
+    "the nearest code": Case(
+        lambda m, x: m.l1(
+            F.embedding((m.codes.square().sum(1) - 2 * m.l0(x) @ m.codes.t()).argmin(1), m.codes)
+        ),
+        linears(4, 5, l1=lambda: nn.Linear(5, 2), codes=lambda: parameter(7, 5)),
+        rows(),
+        {},
+    ),
+    "gates of the chosen, scattered and one-hot": Case(
+        lambda m, x: m.l1(
+            torch.zeros_like(m.l0(x)).scatter(1, m.l0(x).topk(2)[1], m.l0(x).topk(2)[0])
+            + F.one_hot(m.l0(x).argmax(-1), 5)
+            + m.l0(x).softmax(-1).gather(1, m.l0(x).topk(2)[1]).sum()
+        ),
+        linears(4, 5, 2),
+        rows(),
+        {},
+    ),
+    "positions that are computed with": Case(
+        lambda m, x: m.l1(m.l0(x)) + m.l0(x).argmax(-1, keepdim=True),
+        linears(4, 5, 2),
+        rows(),
+        {},
+    ),
+    "positions as an output": Case(
+        lambda m, x: (m.l1(m.l0(x)), m.l0(x).argmax(-1)),
+        linears(4, 5, 2),
+        rows(),
+        {},
+    ),
+    "all that there are, selected": Case(
+        lambda m, x: m.l1(m.l0(x).topk(5)[0]),
+        linears(4, 5, l1=lambda: nn.Linear(5, 2)),
+        rows(),
+        {},
     ),
 }
