@@ -75,8 +75,8 @@ class Applier:
             self._state(name, op)
         for cut in plan.cuts:
             self._cut(cut.axis, cut.positions)
-        if not plan.cuts and plan.edits:
-            self._invalidate()
+        if plan.edits and not (plan.cuts and all(isinstance(e, SetArg) for e in plan.edits)):
+            self._invalidate()  # sizes follow cuts by themselves, structure does not
         model.mark_stale()
         return {node for node in dirty if not node._erased}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from esper.ir import pins
 from esper.plan import Refusal
-from esper.propose import DropRegion, FuseConvBN, Proposal, PruneUnits, Refit
+from esper.propose import DropRegion, FuseConvBN, KeepVocabulary, Proposal, PruneUnits, Refit
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -23,7 +23,7 @@ Rule = Callable[["Model", Proposal], Refusal | None]
 
 def known_target(model: Model, proposal: Proposal) -> Refusal | None:
     """`unknown-target`: a target must be a living part."""
-    if isinstance(proposal, PruneUnits):
+    if isinstance(proposal, (PruneUnits, KeepVocabulary)):
         return _missing("axis", proposal.axis, model.anatomy.axes, model.identities.retired)
     if isinstance(proposal, DropRegion):
         return _missing("region", proposal.region, model.anatomy.phages, model.identities.retired)
@@ -50,15 +50,19 @@ def _missing(
 
 def known_units(model: Model, proposal: Proposal) -> Refusal | None:
     """`unknown-unit`, `repeated-unit`: units must live, each named once."""
-    if not isinstance(proposal, PruneUnits):
+    if isinstance(proposal, PruneUnits):
+        units = proposal.units
+    elif isinstance(proposal, KeepVocabulary):
+        units = proposal.tokens
+    else:
         return None
     axis = model.anatomy.axes[proposal.axis]
-    gone = sorted(set(proposal.units) - set(axis.unit_ids))
+    gone = sorted(set(units) - set(axis.unit_ids))
     if gone:
         return Refusal(
             "unknown-unit", f"{axis.id} has no unit {gone[0]}", axis.id, "see unit_ids of the axis"
         )
-    if len(set(proposal.units)) < len(proposal.units):
+    if len(set(units)) < len(units):
         return Refusal("repeated-unit", f"a unit of {axis.id} is named twice", axis.id)
     return None
 

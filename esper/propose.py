@@ -67,6 +67,29 @@ class PruneUnits(ProposalBase):
         return (self.axis,)
 
 
+class KeepVocabulary(ProposalBase):
+    """Keep some rows of an embedding, by token; callers go on using the ids that they know.
+
+    Ids are looked up in a table before they reach the embedding, and those of tokens that are gone
+    count as `unknown`. An output along the vocabulary keeps its size and order: where a token is
+    gone it holds minus infinity. Exact for inputs of kept tokens at outputs of kept tokens.
+
+    Attributes:
+        axis: ID of a vocabulary axis.
+        tokens: birth numbers of the rows that stay: the ids of the original vocabulary.
+        unknown: the token among them that stands for all that go.
+    """
+
+    type: Literal["keep-vocabulary"] = "keep-vocabulary"
+    axis: str
+    tokens: tuple[int, ...] = Field(min_length=1)
+    unknown: int
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.axis,)
+
+
 class DropRegion(ProposalBase):
     """Bypass a shape-preserving region: its output becomes its input."""
 
@@ -168,6 +191,7 @@ def _type_of(cls: type[ProposalBase]) -> str:
 
 _Union = (
     PruneUnits
+    | KeepVocabulary
     | DropRegion
     | FuseConvBN
     | FoldConstants

@@ -80,6 +80,7 @@ def as_data(model: Model, seconds: Mapping[str, float]) -> dict[str, Any]:
                 "frozen_reason": axis.frozen_reason,
                 "frozen_node": axis.frozen_node,
                 "lossy_reason": axis.lossy_reason,
+                "least": axis.least,
             }
             for axis in anatomy.axes.values()
         ],
@@ -161,6 +162,8 @@ def _axis_line(axis: Axis, share: float) -> Text:
         text.append(f"  frozen: {axis.frozen_reason}{at}", style="yellow")
     elif axis.lossy_reason is not None:
         text.append(f"  lossy: {axis.lossy_reason}", style="dim")
+    if axis.least > 1:
+        text.append(f"  {axis.least} are selected and must stay", style="dim")
     return text
 
 

@@ -111,7 +111,7 @@ class Axis:
     @property
     def cuttable(self) -> bool:
         """Whether units may be cut at all."""
-        return self.frozen_reason is None and self.size > 1
+        return self.frozen_reason is None and self.size > self.least
 
     def positions(self, units: tuple[int, ...]) -> list[int]:
         """Positions of units given by birth number. Raises KeyError for one that is gone."""
@@ -272,8 +272,6 @@ def _axis(
     frozen = info.frozen
     if frozen is None and not any(tensor in parameters for tensor, _, _ in members):
         frozen = Mark("lives in no parameter", "")
-    if frozen is None and table.sizes[atom] == info.least > 1:
-        frozen = Mark(f"all {info.least} units are selected", "")
     return Axis(
         name,
         identity.kind,
