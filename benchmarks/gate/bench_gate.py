@@ -68,7 +68,8 @@ def calibrate(cell: Cell, target: float, gate: Gate, launcher: Launcher, process
     while high < 1.2 * base:  # so much that noise does not count
         large *= 2
         base, high = fastest([plain, cell.build(large)], cell.call(), 40)
-    rows = max(1, round(large * (target - 1) * base / (high - base)))
+    slope = (high / base - 1) / large
+    rows = max(1, round((target - 1) / slope))
     tried: list[Change] = []
     for _ in range(ATTEMPTS):
         table = gate.measure(
@@ -88,10 +89,8 @@ def calibrate(cell: Cell, target: float, gate: Gate, launcher: Launcher, process
         )
         if abs(row.ratio - target) <= NEAR:
             break
-        # Least squares through the origin over all attempts: time grows with the rows.
-        cost = sum(c.rows * (c.ratio - 1) for c in tried) / sum(c.rows**2 for c in tried)
-        step = (target - 1) / (cost * rows) if cost > 0 else 2.0
-        rows = max(1, round(rows * min(max(step, 0.4), 2.5)))
+        # The product also has a cost without rows, so the slope is that of the long stretch.
+        rows = max(1, round(rows + (target - row.ratio) / slope))
     best = min(tried, key=lambda change: abs(change.ratio - target))
     if abs(best.ratio - target) > 2 * NEAR:
         raise SystemExit(f"{cell.name}: no ballast gave {target}; the machine is not quiet enough.")
