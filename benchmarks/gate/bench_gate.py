@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--calibration", type=int, default=12, help="processes of each long run")
     parser.add_argument("--results", type=Path, default=RESULTS, help="directory to write to")
+    parser.add_argument("--conditions", default="", help="what else the machine did, recorded")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.results.mkdir(parents=True, exist_ok=True)
@@ -217,25 +218,48 @@ def main() -> None:
                     "noise", "stage", "processes", "rounds", "seconds",
                 }
             )  # fmt: skip
-            append(log, {"cell": cell_name, "number": number, "target": target, **kept})
+            append(
+                log,
+                {
+                    "cell": cell_name, "number": number, "target": target,
+                    "conditions": options.conditions, **kept,
+                },
+            )  # fmt: skip
             print(
                 f"{position + 1}/{len(todo)} {cell_name} {target:.2f}: {verdict.outcome} "
                 f"{verdict.speedup:.4f}x {verdict.seconds:.1f} s",
                 flush=True,
             )
         spent = time.monotonic() - started
-    rows = summarise(read_lines(log))
+    trials = read_lines(log)
+    rows = summarise(trials)
     show(rows)
     result = {
         "benchmark": "gate",
+        "title": "What the gate accepts",
+        "command": "python -m benchmarks gate",
         "environment": environment(gate.context, ["eager"]).model_dump(),
         "rule": asdict(gate.rule),
         "effort": asdict(gate.effort),
         "changes": [asdict(c) for c in known.values()],
         "seconds_of_last_run": spent,
         "rows": rows,
+        "notes": notes(trials, [*known.values()]),
     }
     (options.results / "gate.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def notes(trials: Sequence[dict[str, Any]], changes: Sequence[Change]) -> list[str]:
+    """What must be known to read the table."""
+    true = "; ".join(
+        f"{c.cell} {c.target}: {c.ratio:.4f} [{c.lower:.4f}, {c.upper:.4f}]"
+        for c in sorted(changes, key=lambda c: (c.target, c.cell))
+    )
+    said = [f"True ratios, by long runs of their own: {true}."]
+    for conditions in sorted({r.get("conditions", "") for r in trials} - {""}):
+        count = sum(r.get("conditions", "") == conditions for r in trials)
+        said.append(f"{count} of {len(trials)} trials: {conditions}.")
+    return said
 
 
 if __name__ == "__main__":
