@@ -68,7 +68,8 @@ def calibrate(cell: Cell, target: float, gate: Gate, launcher: Launcher, process
     while high < 1.2 * base:  # so much that noise does not count
         large *= 2
         base, high = fastest([plain, cell.build(large)], cell.call(), 40)
-    rows = max(1, round(large * (target - 1) * base / (high - base)))
+    slope = (high / base - 1) / large
+    rows = max(1, round((target - 1) / slope))
     tried: list[Change] = []
     for _ in range(ATTEMPTS):
         table = gate.measure(
@@ -88,10 +89,8 @@ def calibrate(cell: Cell, target: float, gate: Gate, launcher: Launcher, process
         )
         if abs(row.ratio - target) <= NEAR:
             break
-        # Least squares through the origin over all attempts: time grows with the rows.
-        cost = sum(c.rows * (c.ratio - 1) for c in tried) / sum(c.rows**2 for c in tried)
-        step = (target - 1) / (cost * rows) if cost > 0 else 2.0
-        rows = max(1, round(rows * min(max(step, 0.4), 2.5)))
+        # The product also has a cost without rows, so the slope is that of the long stretch.
+        rows = max(1, round(rows + (target - row.ratio) / slope))
     best = min(tried, key=lambda change: abs(change.ratio - target))
     if abs(best.ratio - target) > 2 * NEAR:
         raise SystemExit(f"{cell.name}: no ballast gave {target}; the machine is not quiet enough.")
@@ -180,6 +179,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--calibration", type=int, default=12, help="processes of each long run")
     parser.add_argument("--results", type=Path, default=RESULTS, help="directory to write to")
+    parser.add_argument("--conditions", default="", help="what else the machine did, recorded")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.results.mkdir(parents=True, exist_ok=True)
@@ -218,25 +218,48 @@ def main() -> None:
                     "noise", "stage", "processes", "rounds", "seconds",
                 }
             )  # fmt: skip
-            append(log, {"cell": cell_name, "number": number, "target": target, **kept})
+            append(
+                log,
+                {
+                    "cell": cell_name, "number": number, "target": target,
+                    "conditions": options.conditions, **kept,
+                },
+            )  # fmt: skip
             print(
                 f"{position + 1}/{len(todo)} {cell_name} {target:.2f}: {verdict.outcome} "
                 f"{verdict.speedup:.4f}x {verdict.seconds:.1f} s",
                 flush=True,
             )
         spent = time.monotonic() - started
-    rows = summarise(read_lines(log))
+    trials = read_lines(log)
+    rows = summarise(trials)
     show(rows)
     result = {
         "benchmark": "gate",
+        "title": "What the gate accepts",
+        "command": "python -m benchmarks gate",
         "environment": environment(gate.context, ["eager"]).model_dump(),
         "rule": asdict(gate.rule),
         "effort": asdict(gate.effort),
         "changes": [asdict(c) for c in known.values()],
         "seconds_of_last_run": spent,
         "rows": rows,
+        "notes": notes(trials, [*known.values()]),
     }
     (options.results / "gate.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def notes(trials: Sequence[dict[str, Any]], changes: Sequence[Change]) -> list[str]:
+    """What must be known to read the table."""
+    true = "; ".join(
+        f"{c.cell} {c.target}: {c.ratio:.4f} [{c.lower:.4f}, {c.upper:.4f}]"
+        for c in sorted(changes, key=lambda c: (c.target, c.cell))
+    )
+    said = [f"True ratios, by long runs of their own: {true}."]
+    for conditions in sorted({r.get("conditions", "") for r in trials} - {""}):
+        count = sum(r.get("conditions", "") == conditions for r in trials)
+        said.append(f"{count} of {len(trials)} trials: {conditions}.")
+    return said
 
 
 if __name__ == "__main__":
