@@ -6,6 +6,7 @@ import inspect
 import linecache
 import os
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -141,7 +142,14 @@ def _export(
         else:
             dynamic.update(zip(names, positional, strict=False))
     try:
-        program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+        with warnings.catch_warnings():
+            # Recurrent layers of PyTorch keep a list of their own parameters.
+            warnings.filterwarnings(
+                "ignore", r"The tensor attributes? self\.([\w.]+\.)?_flat_weights"
+            )
+            program = torch.export.export(
+                module, args, kwargs, dynamic_shapes=dynamic, strict=False
+            )
         exported = program.module(check_guards=False)
     except Exception as error:
         raise TraceError(explain(error, module)) from error

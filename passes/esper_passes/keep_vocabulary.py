@@ -22,7 +22,7 @@ from esper.ir.terms import Atom, atoms_of, kept_index, size_of
 from esper.passbase import Batch, Context, Pass, Proposals, Remark, Rewrite
 from esper.plan import Edit, Insert, Plan, Ref, Refusal, ReplaceUses, SetArg, UnitCut
 from esper.propose import KeepVocabulary as Proposal
-from esper.state import Create, Op, Select, StateTransform
+from esper.state import Create, Op, Replace, Select, StateTransform
 from esper_passes.capture import capture
 from esper_passes.liveness import fresh
 
@@ -85,7 +85,7 @@ class KeepVocabularyRewrite(Rewrite):
         place = np.full(axis.size, np.searchsorted(kept, unknown))
         place[kept] = np.arange(len(kept))
         edits += _translate(model, axis, ops, place)
-        place = np.full(axis.size, len(kept))  # the column of minus infinity
+        place = np.full(axis.size, len(kept))  # where the column of minus infinity is
         place[kept] = np.arange(len(kept))
         edits += _restore(model, axis, ops, place)
         return Plan(
@@ -105,8 +105,10 @@ class KeepVocabularyRewrite(Rewrite):
 def _refuse(model: Model, axis: Axis, proposal: Proposal) -> Refusal | None:
     info = model.table.atoms.get(axis.atom)
     frozen = info.frozen if info is not None else None
-    if (axis.frozen_reason or "").startswith(pins.REASON):
-        return Refusal("frozen-axis", f"{axis.id} is {axis.frozen_reason}", axis.id, "unpin it")
+    pin = pins.first_match(axis.id, model.pins)
+    if pin:
+        reason = f"{axis.id} is {pins.REASON} ({pin})"
+        return Refusal("frozen-axis", reason, axis.id, "take the pin back with Model.unpin")
     if frozen is None or frozen.reason != _ADDRESSED or not _embeddings(model, axis):
         return Refusal(
             "no-vocabulary",
@@ -124,9 +126,10 @@ def _refuse(model: Model, axis: Axis, proposal: Proposal) -> Refusal | None:
     if len(proposal.tokens) == axis.size:
         return Refusal("no-change", "every token is kept", axis.id)
     nodes = model.nodes
+    restored = {node for pair in _restored(model, axis) for node in pair}
     for name in model.table.values_of.get(axis.atom, ()):
         node = nodes[name]
-        if node.op == "get_attr" or _is_output(node) or node.target in _PASSING:
+        if node.op in ("get_attr", "output") or node.target in _PASSING or node in restored:
             continue
         pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
         if not pointwise or len(node.all_input_nodes) > 1:
@@ -134,7 +137,7 @@ def _refuse(model: Model, axis: Axis, proposal: Proposal) -> Refusal | None:
     for use in model.table.uses_of.get(axis.atom, ()):
         return _reader(axis, nodes[use.node])
     for node in model.graph.nodes:
-        if node.target is aten.embedding.default or node.op == "output":
+        if node.target is aten.embedding.default or node.op == "output" or node in restored:
             continue
         if node.name in model.table.values_of.get(axis.atom, ()):
             continue
@@ -157,10 +160,6 @@ def _reader(axis: Axis, node: fx.Node) -> Refusal:
         node.name,
         "only logits that leave the model may run along a vocabulary",
     )
-
-
-def _is_output(node: fx.Node) -> bool:
-    return node.op == "output"
 
 
 def _dim(model: Model, axis: Axis, node: fx.Node) -> int | None:
@@ -192,6 +191,28 @@ def _outputs(model: Model, axis: Axis) -> list[tuple[fx.Node, int]]:
     return found
 
 
+def _restored(model: Model, axis: Axis) -> list[tuple[fx.Node, fx.Node]]:
+    """Logits that went back to their places already: the padding and the selection behind it."""
+    found = []
+    for node in model.graph.find_nodes(op="call_function", target=aten.constant_pad_nd.default):
+        (select, *others) = node.users
+        ours = select.target is aten.index_select.default and not others
+        if (
+            ours
+            and node.args[2] == -torch.inf
+            and _dim(model, axis, node.all_input_nodes[0]) is not None
+        ):
+            found.append((node, select))
+    return found
+
+
+def _read(model: Model, node: Any) -> str | None:
+    """The tensor that a node is, by name."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    return model.canonical_names().get(str(node.target))
+
+
 def _table(
     model: Model, ops: dict[str, tuple[Op, ...]], label: str, place: Any, before: fx.Node
 ) -> Insert:
@@ -207,6 +228,15 @@ def _translate(model: Model, axis: Axis, ops: dict[str, tuple[Op, ...]], place: 
     for node in _embeddings(model, axis):
         ids = node.args[1]
         assert isinstance(ids, fx.Node)
+        padding = node.args[2] if len(node.args) > 2 else -1
+        if isinstance(padding, int) and padding >= 0:  # no gradient for that row
+            edits.append(SetArg(node.name, (2,), int(place[padding])))
+        known = _read(model, ids.args[0]) if ids.target is aten.index.Tensor else None
+        if known is not None and known.startswith(
+            "constants."
+        ):  # translated before: once is enough
+            ops[known] = (_moved(model, known, place),)
+            continue
         read = _table(model, ops, f"{node.name}_rows", place, node)
         found = fresh(model.nodes, f"{node.name}_ids")
         module = str(node.meta.get("module") or "")
@@ -217,16 +247,24 @@ def _translate(model: Model, axis: Axis, ops: dict[str, tuple[Op, ...]], place: 
             Insert(found, "call_function", target, looked_up, node.name, module=module),
             SetArg(node.name, (1,), Ref(found)),
         ]
-        padding = node.args[2] if len(node.args) > 2 else -1
-        if isinstance(padding, int) and padding >= 0:  # no gradient for that row
-            edits.append(SetArg(node.name, (2,), int(place[padding])))
     return edits
+
+
+def _moved(model: Model, name: str, place: Any) -> Replace:
+    """A table of places after those places moved."""
+    table = model.tensor(name)
+    assert table is not None
+    return Replace(torch.from_numpy(place)[table.cpu()])
 
 
 def _restore(model: Model, axis: Axis, ops: dict[str, tuple[Op, ...]], place: Any) -> list[Edit]:
     """Logits go back to the places of their tokens; a column of minus infinity fills the rest."""
     (output,) = model.graph.find_nodes(op="output")
     edits: list[Edit] = []
+    for _, select in _restored(model, axis):
+        known = _read(model, select.args[2])
+        assert known is not None
+        ops[known] = (_moved(model, known, np.append(place, place.max())),)
     for leaf, dim in _outputs(model, axis):
         rank = leaf.meta["val"].ndim
         read = _table(model, ops, f"{leaf.name}_places", place, output)
@@ -238,7 +276,7 @@ def _restore(model: Model, axis: Axis, ops: dict[str, tuple[Op, ...]], place: An
             read,
             Insert(
                 padded, call, aten.constant_pad_nd.default,
-                (Ref(leaf.name), widths, float("-inf")), end,
+                (Ref(leaf.name), widths, -torch.inf), end,
             ),
             Insert(whole, call, aten.index_select.default, (Ref(padded), dim, Ref(read.name)), end),
             ReplaceUses(leaf.name, whole, (end,)),

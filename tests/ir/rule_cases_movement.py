@@ -94,8 +94,7 @@ CASES: dict[str, Case] = {
         lambda m, x: m.l1(m.l0(x).repeat_interleave(2, 1, output_size=12)),
         lambda: {"l0": nn.Linear(4, 6), "l1": nn.Linear(12, 2)},
         rows(),
-        {"l0/neurons": 6},
-        {"l1/units": "copies made by repeat_interleave"},
+        {"l0/neurons": 6, "l1/units": 2},
     ),
     "repeat interleave": Case(
         lambda m, x: m.l1(m.l0(x).repeat_interleave(2, 1)),
@@ -227,7 +226,9 @@ CASES: dict[str, Case] = {
         rows(),
         {"l0/neurons": 2, "l0/neurons.2": 2},
     ),
-    "select among inputs": Case(lambda m, x: x[:, 2], linears(4, 6), rows(), {}),
+    "select among inputs": Case(
+        lambda m, x: x[:, 2] + m.l0(x).sum(1), linears(4, 6), rows(), {"l0/neurons": 6}
+    ),
     "embedding": Case(
         lambda m, x: m.l0(m.e((x[:, 0] > 0).long())),
         lambda: {"e": nn.Embedding(9, 6), "l0": nn.Linear(6, 2)},
