@@ -75,8 +75,8 @@ class Applier:
             self._state(name, op)
         for cut in plan.cuts:
             self._cut(cut.axis, cut.positions)
-        if plan.edits and not (plan.cuts and all(isinstance(e, SetArg) for e in plan.edits)):
-            self._invalidate()  # sizes follow cuts by themselves, structure does not
+        if (plan.edits or plan.cuts) and not plan.only_cuts:
+            self._invalidate()
         model.mark_stale()
         return {node for node in dirty if not node._erased}
 

@@ -21,10 +21,9 @@ from esper.ir import shapes
 from esper.ir.scope import Change
 from esper.ir.verifier import verify
 from esper.passbase import Pass, rewrites
-from esper.plan import Plan, Refusal, SetArg
+from esper.plan import Plan, Refusal
 from esper.propose import Proposal
 from esper.records import Record
-from esper.state import Select
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -181,14 +180,9 @@ class PassManager:
 
 
 def _change(plan: Plan, dirty: set[fx.Node], evaluated: set[str]) -> Change:
-    only_cuts = (
-        bool(plan.cuts)
-        and all(isinstance(edit, SetArg) for edit in plan.edits)
-        and all(isinstance(op, Select) for ops in plan.state.ops.values() for op in ops)
-    )
     return Change(
         frozenset({node.name for node in dirty} | evaluated),
-        frozenset(cut.axis for cut in plan.cuts) if only_cuts else None,
+        frozenset(cut.axis for cut in plan.cuts) if plan.only_cuts else None,
         frozenset(plan.state.ops),
         frozenset(evaluated),
     )

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from esper.propose import Proposal, Tolerance
-from esper.state import StateTransform
+from esper.state import Select, StateTransform
 
 Path = tuple[int | str, ...]
 
@@ -137,6 +137,15 @@ class Plan:
     def digest(self) -> str:
         """Hash of `text()`; equal plans have equal digests."""
         return hashlib.blake2b(self.text().encode(), digest_size=16).hexdigest()
+
+    @property
+    def only_cuts(self) -> bool:
+        """Whether units go and nothing else happens: sizes then follow, structure stays."""
+        return (
+            bool(self.cuts)
+            and all(isinstance(edit, SetArg) for edit in self.edits)
+            and all(isinstance(op, Select) for ops in self.state.ops.values() for op in ops)
+        )
 
     @property
     def empty(self) -> bool:
