@@ -14,7 +14,7 @@ from esper import passbase, propose
 from esper.ir.rules import REGISTRY
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = ("how-a-rewrite-travels.md", "write-your-own-pass.md")
+PAGES = ("axes.md", "how-a-rewrite-travels.md", "write-your-own-pass.md")
 
 
 @pytest.fixture

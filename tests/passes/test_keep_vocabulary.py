@@ -116,8 +116,9 @@ class Mixed(nn.Module):
         self.embed = nn.Embedding(11, 6)
 
     def forward(self, ids: Tensor) -> Tensor:
-        soft = (self.embed(ids) @ self.embed.weight.t()).softmax(-1)
-        return soft @ self.embed.weight
+        soft: Tensor = (self.embed(ids) @ self.embed.weight.t()).softmax(-1)
+        mixed: Tensor = soft @ self.embed.weight
+        return mixed
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from torch import fx, nn
 
 import esper
 from esper.ir import shapes
+from esper.ir.axes import shape_of
 from esper.ir.model import Model
 from esper.ir.module_tree import adopt, owner_of
 from esper.ir.ports import read_ports
@@ -254,14 +255,11 @@ class Builder:
     def goes_on(self, node: fx.Node) -> bool:
         """Whether others can compute with a value: floating, with the batch in front."""
         value = node.meta["val"]
-        return (
-            isinstance(value, torch.Tensor)
-            and value.dtype is DTYPE
-            and value.ndim > 0
-            and not isinstance(value.shape[0], int)
-            and value.shape[0].node.expr == _input((), DTYPE).shape[0].node.expr
-            and all(isinstance(size, int) for size in value.shape[1:])
-        )
+        if not isinstance(value, torch.Tensor) or value.dtype is not DTYPE or value.ndim == 0:
+            return False
+        batch, *rest = shape_of(value)
+        (expected,) = shape_of(_input((), DTYPE))
+        return bool(batch == expected) and all(isinstance(size, int) for size in rest)
 
 
 def static(node: fx.Node) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -45,19 +46,19 @@ def survivors_keep_their_ids(model: Model, cut: Model) -> None:
         assert set(axis.unit_ids) <= set(before[name].unit_ids)
 
 
-def cuts_commute(model: Model, removed: dict[str, tuple[int, ...]]) -> None:
+def cuts_commute(model: Model, removed: Mapping[str, Sequence[int]]) -> None:
     """Proposals about different axes give the same model in either order."""
     forth = oracle.cut_all(model, removed, "none")
-    back = oracle.cut_all(model, dict(reversed(removed.items())), "none")
+    back = oracle.cut_all(model, dict(reversed([*removed.items()])), "none")
     assert str(forth) == str(back)
     for (name, a), (_, b) in zip(forth.all_tensors(), back.all_tensors(), strict=True):
         assert torch.equal(a, b), name
 
 
-def a_dry_run_tells_what_apply_does(model: Model, name: str, units: tuple[int, ...]) -> None:
+def a_dry_run_tells_what_apply_does(model: Model, name: str, units: Sequence[int]) -> None:
     """Planning changes nothing, and the plan is the one that is applied."""
     text = str(model)
-    proposal = PruneUnits(axis=name, units=units)
+    proposal = PruneUnits(axis=name, units=tuple(units))
     plan = model.plan(proposal)
     assert isinstance(plan, Plan)
     assert str(model) == text
