@@ -52,7 +52,7 @@ def _images(file: str, architecture: str, passes: str) -> tuple[str, ...]:
         *("--inputs", f"examples/{file}.py:inputs"),
         *("--data", f"examples/{file}.py:calibration"),
         *("--eval", f"examples/{file}.py:evaluate", "--max-loss", "1%"),
-        *("--passes", passes, "--budget-seconds", "45"),
+        *("--passes", passes),
     )
 
 
@@ -66,7 +66,7 @@ STAGES = {
             *("--data", "examples/minilm.py:calibration"),
             *("--eval", "examples/minilm.py:evaluate", "--max-loss", "1%"),
             *("--passes", f"select-backend,search{{steps=4 high=0.85}}({_PRUNE})"),
-            *("--budget-seconds", "60", "-o", "minilm.esper"),
+            *("--budget-seconds", "150", "-o", "minilm.esper"),
         ),
         "report.html",
     ),
