@@ -179,7 +179,9 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
         logger.setLevel(logging.ERROR)
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_torch():
             warnings.simplefilter("ignore")
-            found = torch.onnx.export(program, dynamo=True, verbose=False)
+            # As it was exported: with gradients, attention has other strides, and views fail.
+            with torch.no_grad():
+                found = torch.onnx.export(program, dynamo=True, verbose=False)
             if found is None:
                 raise OutputError("the result cannot be converted to ONNX")
             model = found.model_proto

@@ -26,26 +26,25 @@ TABLE = (
     _experts(
         "mixtral",
         "MixtralForCausalLM",
-        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2, experts 2",
         "num_local_experts=5",
-        stops={"axis:model.model.layers.0.mlp.experts/units": "addressed by data (index)"},
     ),
     _experts(
         "qwen2_moe",
         "Qwen2MoeForCausalLM",
-        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 4",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 4, experts 2",
         "num_experts=5, shared_expert_intermediate_size=28",
     ),
     _experts(
         "qwen3_moe",
         "Qwen3MoeForCausalLM",
-        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2, experts 2",
         "num_experts=5, head_dim=8",
     ),
     _experts(
         "olmoe",
         "OlmoeForCausalLM",
-        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2, experts 2",
         "num_experts=5",
     ),
     _experts(
@@ -58,31 +57,31 @@ TABLE = (
     _experts(
         "granitemoe",
         "GraniteMoeForCausalLM",
-        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2, experts 2",
         "num_local_experts=5",
     ),
     _experts(
         "deepseek_v2",
         "DeepseekV2ForCausalLM",
-        "embedding 5, heads 2, head-size 5, neurons 3",
+        "embedding 5, heads 2, head-size 5, neurons 3, experts 1",
         _DEEPSEEK,
     ),
     _experts(
         "deepseek_v3",
         "DeepseekV3ForCausalLM",
-        "embedding 5, heads 2, head-size 5, neurons 3",
+        "embedding 5, heads 2, head-size 5, neurons 3, experts 1",
         _DEEPSEEK,
     ),
     _experts(
         "gpt_oss",
         "GptOssForCausalLM",
-        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 3, neurons 2, experts 2",
         "num_local_experts=5, head_dim=8, sliding_window=4",
     ),
     _experts(
         "glm4_moe",
         "Glm4MoeForCausalLM",
-        "embedding 1, kv-groups 2, query-heads 2, head-size 5, neurons 3",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 5, neurons 3, experts 1",
         "n_routed_experts=5, n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1",
     ),
 )

@@ -45,7 +45,8 @@ TABLE = (
     _scan(
         "jamba",
         "JambaForCausalLM",
-        "embedding 2, channels 1, head-size 3, neurons 2, kv-groups 1, query-heads 1",
+        "embedding 2, channels 1, head-size 3, neurons 2, kv-groups 1, "
+        "query-heads 1, experts 1",
         "attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, "
         "expert_layer_offset=1, num_experts=3, mamba_d_state=5, mamba_d_conv=3, "
         "mamba_dt_rank=3, use_mamba_kernels=False",
@@ -78,7 +79,7 @@ TABLE = (
     _scan(
         "nemotron_h",
         "NemotronHForCausalLM",
-        "embedding 2, channels 2, kv-groups 1, query-heads 1, head-size 2, neurons 1",
+        "embedding 3, channels 2, kv-groups 1, query-heads 1, head-size 2, neurons 1",
         "hybrid_override_pattern='M*-', layers_block_type=['mamba', 'attention', 'mlp'], "
         "num_hidden_layers=3, mamba_num_heads=6, mamba_head_dim=8, n_groups=2, "
         "ssm_state_size=5, conv_kernel=3, chunk_size=4, head_dim=6",

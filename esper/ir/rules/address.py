@@ -205,6 +205,7 @@ def topk(r: Rules) -> Any:
     r.at_least(dims[dim], k)
     r.use((0,), dim, dims[dim], "lowest" if r.arg(3, "largest", True) else "highest")
     r.point(dims[dim], item=1)
+    r.role(dims[dim], "experts")
     result = [*dims[:dim], r.fresh(k, "ranks of topk"), *dims[dim + 1 :]]
     return [result, result]
 

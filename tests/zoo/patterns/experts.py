@@ -181,8 +181,8 @@ class Capsules(nn.Module):
 TABLE: tuple[Entry, ...] = (
     pattern("dense_experts", DenseExperts, tokens(), reach={"neurons": 1, "units": 1}, fast=True),
     pattern("listed_experts", ListedExperts, rows(), reach={"neurons": 3}),
-    pattern("top_experts", TopExperts, tokens(), reach={"neurons": 1}),
-    pattern("gathered_experts", GatheredExperts, rows(), reach={"head-size": 1}),
+    pattern("top_experts", TopExperts, tokens(), reach={"experts": 1, "neurons": 1}),
+    pattern("gathered_experts", GatheredExperts, rows(), reach={"experts": 1, "head-size": 1}),
     pattern(
         "perceiver",
         Perceiver,
@@ -192,6 +192,6 @@ TABLE: tuple[Entry, ...] = (
     pattern("learned_queries", Queries, tokens(), reach={"head-size": 2}),
     pattern("external_memory", ExternalMemory, tokens(), reach={"neurons": 3}),
     pattern("memory_tokens", MemoryTokens, tokens(), reach={"neurons": 2, "units": 1}),
-    pattern("codebook", Codebook, rows(), reach={"neurons": 2, "embedding": 1}),
+    pattern("codebook", Codebook, rows(), reach={"neurons": 2, "embedding": 1, "vocabulary": 1}),
     pattern("capsules", Capsules, tokens(), reach={"neurons": 2, "units": 1}),
 )
