@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import io
 import logging
@@ -164,12 +165,27 @@ def _pt2(model: Model, inputs: Batch) -> tuple[memoryview, list[str]]:
 
 
 def _onnx(model: Model, inputs: Batch) -> tuple[bytes, list[str]]:
-    program, notes = export_program(model, inputs)
+    program, notes = export_program(_promoted(model), inputs)
     converted = _to_onnx(program)
     data = converted.SerializeToString()
     names = [value.name for value in converted.graph.input]
     compare(model, inputs, _onnx_runner(data, names), "the .onnx file in onnxruntime")
     return data, notes
+
+
+def _promoted(model: Model) -> Model:
+    """A copy in which `1.0 - integers` casts the integers first: PyTorch's converter does not."""
+    rsub, to = torch.ops.aten.rsub.Scalar, torch.ops.aten.to.dtype
+    model = copy.deepcopy(model)
+    for node in model.graph.find_nodes(op="call_function", target=rsub):
+        x, dtype = node.args[0], node.meta["val"].dtype
+        if x.meta["val"].dtype != dtype:
+            with model.graph.inserting_before(node):
+                cast = model.graph.call_function(to, (x, dtype))
+            cast.meta = {**node.meta}
+            node.replace_input_with(x, cast)
+    model.recompile()
+    return model
 
 
 def _to_onnx(program: torch.export.ExportedProgram) -> Any:
@@ -188,12 +204,20 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
     except OutputError:
         raise
     except Exception as error:
-        raise OutputError(f"the result cannot be converted to ONNX: {first_line(error)}") from error
+        reason = first_line(_innermost(error))
+        raise OutputError(f"the result cannot be converted to ONNX: {reason}") from error
     finally:
         logger.setLevel(level)
     if model.ByteSize() >= 2**31:
         raise OutputError("the result is larger than 2 GB, the limit of one .onnx file: write .pt2")
     return model
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What went wrong first: PyTorch's converter wraps it in advice on how to report it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _onnx_runner(data: bytes, names: list[str]) -> Callable[..., Any]:

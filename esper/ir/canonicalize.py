@@ -1,6 +1,6 @@
 """Bring an exported graph into the forms that rules and passes rely on.
 
-Guards and metadata assertions go, `no_grad` regions are inlined behind `detach`, in-place
+Guards and metadata assertions go, regions that are graphs of their own are inlined, in-place
 element-wise ops become functional where nothing else sees the mutation, ops of several names
 get one, `split` and `chunk` state their sizes, slices and selections count from the front,
 squeezes name what goes, and attention states its scale.
@@ -8,13 +8,12 @@ squeezes name what goes, and attention states its scale.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
+from esper.ir.higher_order import inline_regions
 from esper.ir.inplace import functionalize
 from esper.ir.spelling import spell
 
@@ -29,7 +28,7 @@ _ASSERTIONS = {
 
 def canonicalize(module: fx.GraphModule) -> None:
     """Rewrite `module.graph` in place; values in `meta["val"]` are kept for every new node."""
-    _inline_regions(module)
+    inline_regions(module)
     _drop_checks(module)
     _state_bounds(module.graph)
     functionalize(module.graph)
@@ -50,80 +49,6 @@ def _drop_checks(module: fx.GraphModule) -> None:
             module.graph.erase_node(node)
     if hasattr(module, "_guards_fn"):
         delattr(module, "_guards_fn")
-
-
-def _inline_regions(module: fx.GraphModule) -> None:
-    """Inline `torch.no_grad` and `autocast(enabled=False)` regions."""
-    while region := next(filter(None, map(_region, module.graph.nodes)), None):
-        node, body, operands, detach = region
-        graph = module.graph
-        inner: dict[fx.Node, Any] = {}
-        feeds = iter(operands)
-        with graph.inserting_before(node):
-            for original in body.graph.nodes:
-                if original.op == "placeholder":
-                    inner[original] = next(feeds)
-                elif original.op == "get_attr":
-                    name = f"{_submodule(node)}.{original.target}"
-                    inner[original] = graph.get_attr(name)
-                elif original.op == "output":
-                    results = original.args[0]
-                else:
-                    inner[original] = graph.node_copy(original, inner.__getitem__)
-            outputs = [inner[result] for result in results]
-            if detach:
-                outputs = [_detached(graph, output) for output in outputs]
-        for user in list(node.users):
-            if user.target is operator.getitem:
-                user.replace_all_uses_with(outputs[int(str(user.args[1]))])
-                graph.erase_node(user)
-        if node.users:
-            node.replace_all_uses_with(outputs[0])
-        graph.erase_node(node)
-        module.graph.eliminate_dead_code(is_impure_node=_is_live)
-
-
-def _is_live(node: fx.Node) -> bool:
-    """Only bodies of inlined regions are swept; everything else is left as it was traced."""
-    unused_body = node.op == "get_attr" and str(node.target).split(".")[-1].startswith("submod_")
-    return not unused_body
-
-
-def _submodule(node: fx.Node) -> str:
-    return next(str(a.target) for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr")
-
-
-def _region(node: fx.Node) -> tuple[fx.Node, fx.GraphModule, list[Any], bool] | None:
-    if node.op != "call_function":
-        return None
-    name = getattr(node.target, "__name__", "")
-    module = node.graph.owning_module
-    assert module is not None
-    if name == "wrap_with_set_grad_enabled":
-        enabled, body, *operands = node.args
-        graph_module = module.get_submodule(str(body.target))  # type: ignore[union-attr]
-        return node, graph_module, operands, not enabled  # type: ignore[return-value]
-    if name == "wrap_with_autocast" and node.args[2] is False:
-        body, operands = node.args[4], list(node.args[5:])
-        graph_module = module.get_submodule(str(body.target))  # type: ignore[union-attr]
-        return node, graph_module, operands, False  # type: ignore[return-value]
-    return None
-
-
-def _detached(graph: fx.Graph, value: Any) -> Any:
-    if not isinstance(value, fx.Node) or not isinstance(value.meta.get("val"), torch.Tensor):
-        return value
-    if not value.meta["val"].dtype.is_floating_point:
-        return value
-    return _call(graph, value, aten.detach.default, (value,))
-
-
-def _call(
-    graph: fx.Graph, like: fx.Node, target: Callable[..., Any], args: tuple[Any, ...]
-) -> fx.Node:
-    node = graph.call_function(target, args)
-    node.meta = dict(like.meta)
-    return node
 
 
 def _state_sizes(graph: fx.Graph) -> None:

@@ -68,15 +68,26 @@ def evaluate(model: Model, node: fx.Node, mode: FakeTensorMode) -> Any:
             return torch.empty_strided(
                 tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
             )
-    if node.op != "call_function":
-        return node.meta.get("val")
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+    return compute(node, mode) if node.op == "call_function" else node.meta.get("val")
+
+
+def compute(node: fx.Node, mode: FakeTensorMode) -> Any:
+    """The fake value of a call from those that its operands record; raises what the op raises."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), _operand)
     # Values are kept for their shapes only: no autograd history, and no guards, which would
     # narrow the ranges of symbols by what some kernel's heuristics asked about the example.
     # As in export, Python kernels come first: some C++ ones would fix a symbolic size.
     with mode, torch.no_grad(), enable_python_dispatcher(), _no_guards(mode):
         target = SHAPES.get(node.target, node.target)
         return target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _operand(node: fx.Node) -> Any:
+    """The recorded value, or the graph that a region's op calls."""
+    value, module = node.meta.get("val"), node.graph.owning_module
+    if value is None and node.op == "get_attr" and module is not None:
+        return module.get_submodule(str(node.target))
+    return value
 
 
 def _no_guards(mode: FakeTensorMode) -> AbstractContextManager[None]:

@@ -143,10 +143,8 @@ def _export(
             dynamic.update(zip(names, positional, strict=False))
     try:
         with warnings.catch_warnings():
-            # Recurrent layers of PyTorch keep a list of their own parameters.
-            warnings.filterwarnings(
-                "ignore", r"The tensor attributes? self\.([\w.]+\.)?_flat_weights"
-            )
+            # PyTorch warns of its own workings, and the user's code says what it has to say when run.
+            warnings.simplefilter("ignore")
             program = torch.export.export(
                 module, args, kwargs, dynamic_shapes=dynamic, strict=False
             )

@@ -65,6 +65,7 @@ TABLE = (
         "DeepseekV2ForCausalLM",
         "embedding 5, heads 2, head-size 5, neurons 3, experts 1",
         _DEEPSEEK,
+        onnx="complex numbers",
     ),
     _experts(
         "deepseek_v3",

@@ -11,6 +11,7 @@ from tests.zoo.patterns import (
     experts,
     mixing,
     recurrent,
+    regions,
     structure,
     windows,
 )
@@ -18,6 +19,7 @@ from tests.zoo.patterns import (
 TABLES: tuple[tuple[Entry, ...], ...] = (
     structure.TABLE,
     recurrent.TABLE,
+    regions.TABLE,
     attention.TABLE,
     windows.TABLE,
     mixing.TABLE,

@@ -1,0 +1,159 @@
+"""Regions of their own in exported graphs: inlined where that can be, named where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._higher_order_ops.map import map as map_over
+from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.while_loop import while_loop
+
+import esper
+from esper.ir import higher_order
+from esper.ir.model import Model
+from esper.ir.verifier import verify
+from tests import oracle, zoo
+
+# Outside of tracing, PyTorch compiles regions and warns of what it does itself.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore::DeprecationWarning")
+
+
+class Around(nn.Module):
+    """Two linear layers around some code that keeps the shape (batch, 5, 8)."""
+
+    def __init__(self, inside: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.inside = inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.inside(self, self.a(x)).to(x.dtype))
+
+
+def traced(
+    inside: Callable[[nn.Module, Tensor], Tensor], length: int = 5, dynamic: bool = False
+) -> tuple[Model, nn.Module, Tensor]:
+    torch.manual_seed(0)
+    module, x = Around(inside).eval(), torch.randn(3, length, 6)
+    model = esper.trace(module, (x,), dynamic={"x": (1,)} if dynamic else None)
+    verify(model)
+    return model, module, x
+
+
+def ops(model: Model) -> list[str]:
+    return [str(n.target) for n in model.graph.nodes if n.op == "call_function"]
+
+
+def higher(model: Model) -> list[str]:
+    return [
+        node.target.name()
+        for node in model.graph.nodes
+        if isinstance(node.target, torch._ops.HigherOrderOperator)
+    ]
+
+
+def running(module: nn.Module, x: Tensor) -> Tensor:
+    def step(state: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        state = torch.tanh(module.b(state) + item)
+        return state, state * 2
+
+    rows = scan(step, torch.zeros_like(x[:, 0]), x.transpose(0, 1))[1]
+    return rows.transpose(0, 1)
+
+
+def each(module: nn.Module, x: Tensor) -> Tensor:
+    return map_over(lambda item, bias: item.relu() + bias, x.transpose(0, 1), module.b.bias)
+
+
+def half(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = module.b(x)
+        y = y * y.prod(-1, keepdim=True)
+        return torch.cat([y, x], 1)[:, :5]
+
+
+def unhalf(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return module.b(x)
+
+
+def silent(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return module.b(x)
+
+
+def choice(module: nn.Module, x: Tensor) -> Tensor:
+    return torch.cond(x.sum() > 0, lambda v: v.relu(), lambda v: v * 2, (x,))
+
+
+def choice_without_gradient(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return choice(module, x)
+
+
+def loop(module: nn.Module, x: Tensor) -> Tensor:
+    start = torch.zeros((), dtype=torch.int64)
+    return while_loop(lambda i, v: i < 3, lambda i, v: (i + 1, torch.tanh(v)), (start, x))[1]
+
+
+@pytest.mark.parametrize("inside", [running, each, half, unhalf, silent])
+def test_an_inlined_region_computes_the_same(inside: Callable[..., Tensor]) -> None:
+    model, module, x = traced(inside)
+    assert higher(model) == []
+    assert not any(isinstance(m, torch.fx.GraphModule) for m in model.children())
+    torch.testing.assert_close(model(x), module(x))
+
+
+@pytest.mark.parametrize("inside", [running, each, unhalf, silent])
+def test_axes_run_through_an_inlined_region(inside: Callable[..., Tensor]) -> None:
+    model, _, x = traced(inside)
+    model = oracle.as_float64(model)
+    axes = zoo.cuttable(model)
+    assert "axis:a/neurons" in axes
+    removed = {name: zoo.some_units(axis) for name, axis in axes.items()}
+    oracle.assert_exact_cut(model, removed, (x.double(),), {})
+
+
+def test_gradients_stop_where_they_were_switched_off() -> None:
+    model, module, x = traced(silent)
+    for each_model in (model, module):
+        each_model(x).sum().backward()
+        grads = {name: p.grad for name, p in each_model.named_parameters()}
+        assert grads["a.weight"] is None
+        assert grads["o.weight"] is not None
+
+
+def test_autocast_becomes_the_casts_that_it_makes() -> None:
+    model, _, _ = traced(half)
+    dtypes = {n.name: n.meta["val"].dtype for n in model.graph.nodes if n.op == "call_function"}
+    assert dtypes["linear_1"] == torch.bfloat16  # on the list of ops in lower precision
+    assert dtypes["prod"] == torch.float32  # on the list of ops in full precision
+    assert dtypes["cat"] == torch.float32  # widened to its widest operand
+    assert "aten.to.dtype" in ops(model)
+
+
+@pytest.mark.parametrize(
+    ("inside", "name"),
+    [(choice, "cond"), (choice_without_gradient, "cond"), (loop, "while_loop")],
+)
+def test_what_depends_on_data_stays_and_is_named(inside: Callable[..., Tensor], name: str) -> None:
+    model, module, x = traced(inside)
+    assert higher(model) == [name]
+    torch.testing.assert_close(model(x), module(x))
+    reason = model.anatomy.axes["axis:a/neurons"].frozen_reason
+    assert reason is not None
+    assert f"no axis rule for {name}" in reason
+
+
+def test_a_loop_over_a_symbolic_length_stays() -> None:
+    model, module, x = traced(running, dynamic=True)
+    assert higher(model) == ["scan"]
+    torch.testing.assert_close(model(x[:, :4]), module(x[:, :4]))
+
+
+def test_a_long_loop_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(higher_order, "MOST_NODES", 20)
+    assert higher(traced(running)[0]) == ["scan"]
