@@ -1,27 +1,29 @@
 """How far cuts reach over the zoo, beside Torch-Pruning: both get a model and inputs, no more.
 
-    pip install torch-pruning==1.6.1
+    pip install --no-deps torch-pruning==1.6.1
     python benchmarks/structure/reach.py
 
 Esper loses 30% of the units of every axis that may be cut, in float64, and must pass the masked
 oracle: outputs, gradients, buffers, NaN poison. Torch-Pruning (`BasePruner`, group magnitude,
-`pruning_ratio=0.3`, nothing ignored) must run forward and backward with finite outputs of the
-shapes that they had; whether they are right is not asked of it. An entry counts where at least 5%
-of the parameters went. Each entry runs in a process of its own.
+`pruning_ratio=0.3`) must run forward and backward with finite outputs of the shapes that they had;
+whether they are right is not asked of it. It would shrink the model's outputs too, so the layers
+that return them are found by hooks and ignored. An entry counts where at least 5% of the
+parameters went. Each tool runs on each entry in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
+import multiprocessing
+import os
 import statistics
-import subprocess
 import sys
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from tests.zoo.entry import Entry
 
 SHARE, ENOUGH = 0.3, 0.05
 TIMEOUT = 600
+FORK = multiprocessing.get_context("fork")  # what is imported need not be imported again
 
 
 def size(module: nn.Module) -> int:
@@ -75,12 +78,14 @@ def with_torch_pruning(entry: Entry) -> dict[str, Any]:
     import torch_pruning
 
     module, args, kwargs = entry.build(torch.float32)
+    returning = layers_that_return(module, args, kwargs)
     before, whole = [t.shape for t in tensors(module(*args, **kwargs))], size(module)
     pruner = torch_pruning.pruner.BasePruner(
         module,
         example_inputs=args,
         importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=SHARE,
+        ignored_layers=returning,
     )
     pruner.step()
     outputs = tensors(module(*args, **kwargs))
@@ -88,6 +93,22 @@ def with_torch_pruning(entry: Entry) -> dict[str, Any]:
     assert all(bool(torch.isfinite(t).all()) for t in outputs), "outputs are not finite"
     torch.stack([t.sum() for t in outputs if t.requires_grad]).sum().backward()
     return {"removed": round(1 - size(module) / whole, 3)}
+
+
+def layers_that_return(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[nn.Module]:
+    """Layers with parameters whose outputs the module returns, as they are or viewed."""
+    made: list[tuple[nn.Module, torch.Tensor]] = []
+    hooks = [
+        layer.register_forward_hook(lambda m, _, out: made.extend((m, t) for t in tensors(out)))
+        for layer in module.modules()
+        if any(True for _ in layer.parameters(recurse=False))
+    ]
+    returned = {t.untyped_storage().data_ptr() for t in tensors(module(*args, **kwargs))}
+    for hook in hooks:
+        hook.remove()
+    return [layer for layer, out in made if out.untyped_storage().data_ptr() in returned]
 
 
 def tensors(outputs: Any) -> list[torch.Tensor]:
@@ -100,58 +121,65 @@ TOOLS: dict[str, Callable[[Entry], dict[str, Any]]] = {
 }
 
 
-def one(tool: str, name: str) -> None:
-    """Run one tool on one entry and print what came out as the last line."""
+def one(tool: str, name: str, found: Connection) -> None:
+    """Run one tool on one entry and send what came out."""
     warnings.simplefilter("ignore")
-    started = time.perf_counter()
+    torch.set_num_threads(1)
     try:
-        found = TOOLS[tool](ENTRIES[name])
+        result = TOOLS[tool](ENTRIES[name])
     except BaseException as error:  # noqa: BLE001 - whatever a tool raises is its result here
         first = (str(error).strip() or "no message").splitlines()[0]
-        found = {"error": f"{type(error).__name__}: {first[:160]}"}
-    found["seconds"] = round(time.perf_counter() - started, 1)
-    print("\n" + json.dumps(found), flush=True)
+        result = {"error": f"{type(error).__name__}: {first[:160]}"}
+    found.send(result)
 
 
 def apart(tool: str, name: str) -> dict[str, Any]:
     """`one` in a process of its own."""
-    command = [sys.executable, __file__, "--tool", tool, "--entry", name]
+    receiver, sender = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=one, args=(tool, name, sender))
+    process.start()
+    sender.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    except subprocess.TimeoutExpired:
-        return {"error": f"took longer than {TIMEOUT} s"}
-    try:
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        return {"error": f"died with exit status {done.returncode}"}
+        if not receiver.poll(TIMEOUT):
+            return {"error": f"took longer than {TIMEOUT} s"}
+        found: dict[str, Any] = receiver.recv()
+        return found
+    except EOFError:
+        process.join()
+        return {"error": f"died with exit status {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def row(name: str) -> dict[str, Any]:
+    """What both tools make of an entry."""
+    mine, theirs = (apart(tool, name) for tool in TOOLS)
+    found = {
+        "entry": name,
+        "family": ENTRIES[name].family,
+        "axes": mine.get("axes", 0),
+        "in reach": mine.get("in reach", 0.0),
+        "removed": mine.get("removed", 0.0),
+        "failure": mine.get("error", ""),
+        "stopped by": "; ".join(mine.get("stopped by", [])),
+        "torch-pruning removed": theirs.get("removed", 0.0),
+        "torch-pruning failure": theirs.get("error", ""),
+    }
+    print(found, flush=True)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Reach of cuts over the zoo.")
-    parser.add_argument("--tool", choices=TOOLS)
-    parser.add_argument("--entry", choices=ENTRIES)
+    parser.add_argument("--entry", choices=ENTRIES, help="print this one and write nothing")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    if options.tool:
-        one(options.tool, options.entry)
+    if options.entry:
+        row(options.entry)
         return
-    rows = []
-    for name, entry in ENTRIES.items():
-        mine, theirs = (apart(tool, name) for tool in TOOLS)
-        rows.append(
-            {
-                "entry": name,
-                "family": entry.family,
-                "axes": mine.get("axes", 0),
-                "in reach": mine.get("in reach", 0.0),
-                "removed": mine.get("removed", 0.0),
-                "failure": mine.get("error", ""),
-                "stopped by": "; ".join(mine.get("stopped by", [])),
-                "torch-pruning removed": theirs.get("removed", 0.0),
-                "torch-pruning failure": theirs.get("error", ""),
-            }
-        )
-        print(rows[-1], flush=True)
+    with ThreadPoolExecutor(options.workers) as pool:
+        rows = list(pool.map(row, ENTRIES))
     some = [r for r in rows if r["axes"] or r["torch-pruning removed"] >= ENOUGH]
     ours = sum(r["removed"] >= ENOUGH for r in some)
     peers = sum(r["torch-pruning removed"] >= ENOUGH for r in some)
