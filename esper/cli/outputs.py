@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
 import io
 import logging
@@ -25,6 +24,7 @@ from esper.cli.pt2_read import first_line, quiet_torch
 from esper.errors import OutputError
 from esper.ir.atomic import atomic_write
 from esper.ir.model import Model
+from esper.ir.onnx_graph import respell
 from esper.passbase import Batch
 
 #: Longest suffix first, since `.aoti.pt2` ends in `.pt2` too.
@@ -165,27 +165,12 @@ def _pt2(model: Model, inputs: Batch) -> tuple[memoryview, list[str]]:
 
 
 def _onnx(model: Model, inputs: Batch) -> tuple[bytes, list[str]]:
-    program, notes = export_program(_promoted(model), inputs)
+    program, notes = export_program(model, inputs)
     converted = _to_onnx(program)
     data = converted.SerializeToString()
     names = [value.name for value in converted.graph.input]
     compare(model, inputs, _onnx_runner(data, names), "the .onnx file in onnxruntime")
     return data, notes
-
-
-def _promoted(model: Model) -> Model:
-    """A copy in which `1.0 - integers` casts the integers first: PyTorch's converter does not."""
-    rsub, to = torch.ops.aten.rsub.Scalar, torch.ops.aten.to.dtype
-    model = copy.deepcopy(model)
-    for node in model.graph.find_nodes(op="call_function", target=rsub):
-        x, dtype = node.args[0], node.meta["val"].dtype
-        if x.meta["val"].dtype != dtype:
-            with model.graph.inserting_before(node):
-                cast = model.graph.call_function(to, (x, dtype))
-            cast.meta = {**node.meta}
-            node.replace_input_with(x, cast)
-    model.recompile()
-    return model
 
 
 def _to_onnx(program: torch.export.ExportedProgram) -> Any:
@@ -197,6 +182,7 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
             warnings.simplefilter("ignore")
             # As it was exported: with gradients, attention has other strides, and views fail.
             with torch.no_grad():
+                respell(program)
                 found = torch.onnx.export(program, dynamo=True, verbose=False)
             if found is None:
                 raise OutputError("the result cannot be converted to ONNX")

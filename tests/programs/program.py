@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree as pytree
 
 import esper
 from esper.ir import shapes
@@ -267,6 +269,15 @@ def static(node: fx.Node) -> tuple[int, ...]:
     return tuple(int(size) for size in node.meta["val"].shape[1:])
 
 
+def _sign(graph: fx.Graph) -> None:
+    """Give a graph the signature that an exported one has: positional tensors in, a tuple out."""
+    names = [node.name for node in graph.find_nodes(op="placeholder")]
+    (output,) = graph.find_nodes(op="output")
+    arguments = pytree.tree_structure((tuple(names), {}))
+    results = pytree.tree_structure(tuple(output.args[0]))
+    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, arguments, results)))
+
+
 def build(program: Program) -> tuple[Model, tuple[torch.Tensor, ...]]:
     """The model in evaluation mode, and inputs."""
     torch.manual_seed(0)
@@ -275,6 +286,7 @@ def build(program: Program) -> tuple[Model, tuple[torch.Tensor, ...]]:
     head = builder.linear(builder.adapt(last, static(last) or (1,)), 2)
     used = [n for n in builder.extra if not n.users]
     builder.graph.output((head, *used))
+    _sign(builder.graph)
     model = Model(builder.holder, builder.graph)
     adopt(model, builder.holder)
     shapes.propagate(model)

@@ -1,4 +1,4 @@
-"""Generated programs. Every case of the op rules is planted once; `ESPER_PROGRAMS` asks for more.
+"""Generated programs. Every case of the op rules is planted twice; `ESPER_PROGRAMS` asks for more.
 
 ESPER_PROGRAMS=30 pytest tests/programs     # 30 programs for each case, drawn at random
 """
@@ -17,7 +17,7 @@ from tests.programs.properties import check
 
 pytestmark = pytest.mark.own_verification  # the oracle verifies the result of all cuts
 
-EACH = int(os.environ.get("ESPER_PROGRAMS", "1"))
+EACH = int(os.environ.get("ESPER_PROGRAMS", "2"))
 _AT = st.integers(0, 5)
 _STEPS: st.SearchStrategy[list[Step]] = st.lists(
     st.one_of(

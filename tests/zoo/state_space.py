@@ -54,7 +54,7 @@ TABLE = (
     _scan(
         "bamba",
         "BambaForCausalLM",
-        "embedding 2, neurons 2, channels 2, kv-groups 1, query-heads 1, head-size 3",
+        "embedding 3, neurons 2, channels 2, kv-groups 1, query-heads 1, head-size 3",
         _MAMBA2,
         "attn_layer_indices=[1], attn_rotary_emb=4",
         notes="has other ops",
@@ -71,7 +71,7 @@ TABLE = (
     _scan(
         "falcon_h1",
         "FalconH1ForCausalLM",
-        "embedding 1, neurons 2, channels 6, kv-groups 2, query-heads 2, head-size 3",
+        "embedding 1, neurons 2, channels 8, kv-groups 2, query-heads 2, head-size 3",
         _MAMBA2,
         "mamba_d_ssm=48, head_dim=6",
         notes="has other ops",

@@ -18,6 +18,7 @@ from torch import nn
 
 from esper.errors import BackendError
 from esper.gate.backends.base import Call, export, tensor_leaves
+from esper.ir.onnx_graph import respell
 
 
 def missing_packages(*names: str) -> list[str]:
@@ -36,6 +37,7 @@ def export_onnx(model: nn.Module, calls: Sequence[Call], path: Path) -> None:
     try:
         with torch.no_grad(), _quiet():
             program = export(model, calls)
+            respell(program)
             converted = torch.onnx.export(program, dynamo=True, verbose=False)
             if converted is None:
                 raise BackendError("the ONNX exporter returned no program.")

@@ -1,0 +1,58 @@
+"""What PyTorch's ONNX converter (torch 2.11 to 2.13) cannot read of an exported graph, respelled."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+_ASSERTIONS = {aten._assert_scalar.default, aten._assert_async.msg, aten._assert_async.default}
+_READS = {aten.item.default, aten._local_scalar_dense.default}
+
+
+def respell(program: torch.export.ExportedProgram) -> None:
+    """Change an exported program in place, so that the converter takes it.
+
+    `1.0 - integers` casts the integers first, which the converter forgets. Assertions about values
+    go, since ONNX has none and the converter has no words for what they read; those that bound a
+    size which the graph uses stay.
+    """
+    _cast(program.graph)
+    _drop_assertions(program.graph)
+    program.graph.lint()
+    program.graph_module.recompile()
+
+
+def _cast(graph: fx.Graph) -> None:
+    for node in graph.find_nodes(op="call_function", target=aten.rsub.Scalar):
+        x, dtype = node.args[0], node.meta["val"].dtype
+        if x.meta["val"].dtype == dtype:
+            continue
+        with graph.inserting_before(node):
+            cast = graph.call_function(aten.to.dtype, (x, dtype))
+        cast.meta = {**node.meta, "val": x.meta["val"].to(dtype)}
+        node.replace_input_with(x, cast)
+
+
+def _drop_assertions(graph: fx.Graph) -> None:
+    assertions = [node for node in graph.nodes if node.target in _ASSERTIONS]
+    used = _ancestors([n for n in graph.nodes if not n.users and n not in set(assertions)])
+    for node in assertions:
+        behind = _ancestors([node])
+        if not any(n.target in _READS and n in used for n in behind):
+            graph.erase_node(node)
+            for each in sorted(behind - used - {node}, reverse=True):
+                if not each.users and each.op == "call_function":
+                    graph.erase_node(each)
+
+
+def _ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending.extend(node.all_input_nodes)
+    return found
