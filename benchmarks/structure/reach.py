@@ -91,7 +91,7 @@ def with_torch_pruning(entry: Entry) -> dict[str, Any]:
     outputs = tensors(module(*args, **kwargs))
     assert [t.shape for t in outputs] == before, "outputs have other shapes"
     assert all(bool(torch.isfinite(t).all()) for t in outputs), "outputs are not finite"
-    torch.stack([t.sum() for t in outputs if t.requires_grad]).sum().backward()
+    torch.autograd.backward([t.sum() for t in outputs if t.requires_grad])
     return {"removed": round(1 - size(module) / whole, 3)}
 
 

@@ -7,8 +7,10 @@ graph (`literals`), and where a removed unit would have been consumed (`uses`).
 
 from __future__ import annotations
 
+import gc
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -240,23 +242,36 @@ def analyse(graph: fx.Graph, tensors: Tensors, rules: Any) -> AxisTable:
         tensors: every name of a parameter or buffer -> (its first name, its shape).
         rules: `esper.ir.rules.Registry`, looked up by call target.
     """
-    solver = Solver()
-    view = Rules(solver)
-    tensor_dims: dict[str, Dims] = {}
-    for node in graph.nodes:
-        solver.current = Mark("", node.name, str(node.target))
-        view.node = node
-        if node.op == "get_attr":
-            view.dims[node] = _tensor(solver, tensor_dims, node, tensors)
-        elif node.op == "placeholder":
-            view.dims[node] = _interface(view, node.meta.get("val"), "graph input (contract)")
-        elif node.op == "output":
-            for value in node.all_input_nodes:
-                _freeze_all(view, view.dims.get(value), "graph output (contract)")
-                _freeze_all(view, view.positions.get((value, None)), "graph output (contract)")
-        else:
-            _call(view, node, rules)
-    return _resolve(solver, view, tensor_dims, graph)
+    with _no_collection():
+        solver = Solver()
+        view = Rules(solver)
+        tensor_dims: dict[str, Dims] = {}
+        for node in graph.nodes:
+            solver.current = Mark("", node.name, str(node.target))
+            view.node = node
+            if node.op == "get_attr":
+                view.dims[node] = _tensor(solver, tensor_dims, node, tensors)
+            elif node.op == "placeholder":
+                view.dims[node] = _interface(view, node.meta.get("val"), "graph input (contract)")
+            elif node.op == "output":
+                for value in node.all_input_nodes:
+                    _freeze_all(view, view.dims.get(value), "graph output (contract)")
+                    _freeze_all(view, view.positions.get((value, None)), "graph output (contract)")
+            else:
+                _call(view, node, rules)
+        return _resolve(view, tensor_dims, graph)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python's collector would walk the whole growing analysis again and again for nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _tensor(solver: Solver, seen: dict[str, Dims], node: fx.Node, tensors: Tensors) -> Dims | None:
@@ -372,9 +387,7 @@ class _Resolver:
             seen |= inner
 
 
-def _resolve(
-    solver: Solver, view: Rules, tensor_dims: dict[str, Dims], graph: fx.Graph
-) -> AxisTable:
+def _resolve(view: Rules, tensor_dims: dict[str, Dims], graph: fx.Graph) -> AxisTable:
     resolver = _Resolver()
     table = resolver.table
     for name, dims in tensor_dims.items():

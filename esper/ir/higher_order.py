@@ -108,7 +108,7 @@ Inliner = Callable[[_Body], list[Any] | None]
 def _inliner(node: fx.Node) -> Inliner | None:
     if node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator):
         return None
-    return _INLINERS.get(node.target.name())
+    return _INLINERS.get(str(node.target))
 
 
 def _is_live(node: fx.Node) -> bool:
@@ -157,20 +157,20 @@ def _autocast(body: _Body) -> list[Any] | None:
     region = torch.autocast(str(device), dtype=dtype)  # type: ignore[arg-type]
     try:
         return body.copy(reader, operands, lambda node: _cast_operands(body, node, region))
-    except _NotCasts:
+    except _MoreThanCastsError:
         body.withdraw()
         return None
 
 
-class _NotCasts(Exception):
+class _MoreThanCastsError(Exception):
     """Autocast does more to an op than cast its operands."""
 
 
-class _Seen(TorchDispatchMode):
+class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Which tensors an op casts, and to what."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.casts: dict[int, torch.dtype] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -183,7 +183,7 @@ class _Seen(TorchDispatchMode):
 def _cast_operands(body: _Body, node: fx.Node, region: torch.autocast) -> None:
     """Put in front of an op the casts that autocast would make; the op then has its result."""
     if isinstance(node.target, torch._ops.HigherOrderOperator):
-        raise _NotCasts
+        raise _MoreThanCastsError
     with region, _Seen() as seen:
         under = shapes.compute(node, body.mode)
     plain = shapes.compute(node, body.mode)
@@ -196,7 +196,7 @@ def _cast_operands(body: _Body, node: fx.Node, region: torch.autocast) -> None:
                 cast = body.call(aten.to.dtype, (operand, dtype), node)
                 node.replace_input_with(operand, cast)
     if not shapes.same_value(under, shapes.compute(node, body.mode)):
-        raise _NotCasts
+        raise _MoreThanCastsError
 
 
 def _mixed(node: fx.Node) -> bool:

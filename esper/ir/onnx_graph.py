@@ -1,4 +1,4 @@
-"""What PyTorch's ONNX converter (torch 2.11 to 2.13) cannot read of an exported graph, respelled."""
+"""What PyTorch's ONNX converter (2.11 to 2.13) cannot read of an exported graph, respelled."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def _export(
             dynamic.update(zip(names, positional, strict=False))
     try:
         with warnings.catch_warnings():
-            # PyTorch warns of its own workings, and the user's code says what it has to say when run.
+            # PyTorch warns of its own workings; what the user's code warns of, it does when run.
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 module, args, kwargs, dynamic_shapes=dynamic, strict=False

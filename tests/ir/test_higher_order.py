@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,25 +21,28 @@ from tests import oracle, zoo
 # Outside of tracing, PyTorch compiles regions and warns of what it does itself.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore::DeprecationWarning")
 
+Inside = Callable[[nn.Linear, Tensor], Any]  # a layer, and what comes in
+
 
 class Around(nn.Module):
     """Two linear layers around some code that keeps the shape (batch, 5, 8)."""
 
-    def __init__(self, inside: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    def __init__(self, inside: Inside) -> None:
         super().__init__()
         self.a, self.b, self.o = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
         self.inside = inside
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.o(self.inside(self, self.a(x)).to(x.dtype))
+        out: Tensor = self.o(self.inside(self.b, self.a(x)).to(x.dtype))
+        return out
 
 
 def traced(
-    inside: Callable[[nn.Module, Tensor], Tensor], length: int = 5, dynamic: bool = False
+    inside: Inside, length: int = 5, dynamic: bool = False
 ) -> tuple[Model, nn.Module, Tensor]:
     torch.manual_seed(0)
     module, x = Around(inside).eval(), torch.randn(3, length, 6)
-    model = esper.trace(module, (x,), dynamic={"x": (1,)} if dynamic else None)
+    model = esper.trace(module, (x,), dynamic={"x": (1,)} if dynamic else "batch")
     verify(model)
     return model, module, x
 
@@ -49,58 +53,59 @@ def ops(model: Model) -> list[str]:
 
 def higher(model: Model) -> list[str]:
     return [
-        node.target.name()
+        str(node.target)
         for node in model.graph.nodes
         if isinstance(node.target, torch._ops.HigherOrderOperator)
     ]
 
 
-def running(module: nn.Module, x: Tensor) -> Tensor:
+def running(layer: nn.Linear, x: Tensor) -> Any:
     def step(state: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
-        state = torch.tanh(module.b(state) + item)
+        state = torch.tanh(layer(state) + item)
         return state, state * 2
 
     rows = scan(step, torch.zeros_like(x[:, 0]), x.transpose(0, 1))[1]
     return rows.transpose(0, 1)
 
 
-def each(module: nn.Module, x: Tensor) -> Tensor:
-    return map_over(lambda item, bias: item.relu() + bias, x.transpose(0, 1), module.b.bias)
+def each(layer: nn.Linear, x: Tensor) -> Any:
+    over: Any = map_over  # its types are those of one operand
+    return over(lambda item, bias: item.relu() + bias, x.transpose(0, 1), layer.bias)
 
 
-def half(module: nn.Module, x: Tensor) -> Tensor:
+def half(layer: nn.Linear, x: Tensor) -> Any:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = module.b(x)
+        y = layer(x)
         y = y * y.prod(-1, keepdim=True)
         return torch.cat([y, x], 1)[:, :5]
 
 
-def unhalf(module: nn.Module, x: Tensor) -> Tensor:
+def unhalf(layer: nn.Linear, x: Tensor) -> Any:
     with torch.autocast("cpu", enabled=False):
-        return module.b(x)
+        return layer(x)
 
 
-def silent(module: nn.Module, x: Tensor) -> Tensor:
+def silent(layer: nn.Linear, x: Tensor) -> Any:
     with torch.no_grad():
-        return module.b(x)
+        return layer(x)
 
 
-def choice(module: nn.Module, x: Tensor) -> Tensor:
+def choice(layer: nn.Linear, x: Tensor) -> Any:
     return torch.cond(x.sum() > 0, lambda v: v.relu(), lambda v: v * 2, (x,))
 
 
-def choice_without_gradient(module: nn.Module, x: Tensor) -> Tensor:
+def choice_without_gradient(layer: nn.Linear, x: Tensor) -> Any:
     with torch.no_grad():
-        return choice(module, x)
+        return choice(layer, x)
 
 
-def loop(module: nn.Module, x: Tensor) -> Tensor:
+def loop(layer: nn.Linear, x: Tensor) -> Any:
     start = torch.zeros((), dtype=torch.int64)
-    return while_loop(lambda i, v: i < 3, lambda i, v: (i + 1, torch.tanh(v)), (start, x))[1]
+    return while_loop(lambda i, v: i < 3, lambda i, v: (i + 1, torch.tanh(v)), (start, x))[1]  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("inside", [running, each, half, unhalf, silent])
-def test_an_inlined_region_computes_the_same(inside: Callable[..., Tensor]) -> None:
+def test_an_inlined_region_computes_the_same(inside: Inside) -> None:
     model, module, x = traced(inside)
     assert higher(model) == []
     assert not any(isinstance(m, torch.fx.GraphModule) for m in model.children())
@@ -108,7 +113,7 @@ def test_an_inlined_region_computes_the_same(inside: Callable[..., Tensor]) -> N
 
 
 @pytest.mark.parametrize("inside", [running, each, unhalf, silent])
-def test_axes_run_through_an_inlined_region(inside: Callable[..., Tensor]) -> None:
+def test_axes_run_through_an_inlined_region(inside: Inside) -> None:
     model, _, x = traced(inside)
     model = oracle.as_float64(model)
     axes = zoo.cuttable(model)
@@ -139,7 +144,7 @@ def test_autocast_becomes_the_casts_that_it_makes() -> None:
     ("inside", "name"),
     [(choice, "cond"), (choice_without_gradient, "cond"), (loop, "while_loop")],
 )
-def test_what_depends_on_data_stays_and_is_named(inside: Callable[..., Tensor], name: str) -> None:
+def test_what_depends_on_data_stays_and_is_named(inside: Inside, name: str) -> None:
     model, module, x = traced(inside)
     assert higher(model) == [name]
     torch.testing.assert_close(model(x), module(x))

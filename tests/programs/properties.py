@@ -1,5 +1,8 @@
-"""What holds for every program: cuts are exact, alone or jointly, in any order, and can be undone;
-plans are kept; files give models back; passes find nothing to do a second time."""
+"""What holds for every program.
+
+Cuts are exact, alone or jointly, in any order, and can be undone; plans are kept; files give models
+back; passes find nothing to do a second time.
+"""
 
 from __future__ import annotations
 

@@ -45,8 +45,7 @@ TABLE = (
     _scan(
         "jamba",
         "JambaForCausalLM",
-        "embedding 2, channels 1, head-size 3, neurons 2, kv-groups 1, "
-        "query-heads 1, experts 1",
+        "embedding 2, channels 1, head-size 3, neurons 2, kv-groups 1, query-heads 1, experts 1",
         "attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, "
         "expert_layer_offset=1, num_experts=3, mamba_d_state=5, mamba_d_conv=3, "
         "mamba_dt_rank=3, use_mamba_kernels=False",

@@ -1,6 +1,8 @@
-"""Code that `torch.export` keeps as graphs of their own: loops, autocast, switched-off gradients."""
+"""Code that `torch.export` keeps as graphs of their own: loops, switched-off gradients."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +44,8 @@ class MappedHeads(nn.Module):
         def each(item: Tensor, scale: Tensor) -> Tensor:
             return torch.relu(item) * scale
 
-        return self.out(map_over(each, self.enter(x).transpose(0, 1), self.scale).transpose(0, 1))
+        over: Any = map_over  # its types are those of one operand
+        return self.out(over(each, self.enter(x).transpose(0, 1), self.scale).transpose(0, 1))
 
 
 class Switched(nn.Module):
