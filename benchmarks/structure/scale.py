@@ -224,8 +224,8 @@ def main() -> None:
     )
     local = (
         f"100 blocks: a full analysis takes {cut['full ms']:.1f} ms. One local cut takes "
-        f"{cut['cut ms']:.1f} ms in all ({cut['cut ms'] / cut['full ms']:.1%}), of which the anatomy "
-        f"as it then is takes {cut['anatomy ms']:.3f} ms; it equals a full analysis."
+        f"{cut['cut ms']:.1f} ms in all ({cut['cut ms'] / cut['full ms']:.1%}), of which the "
+        f"anatomy as it then is takes {cut['anatomy ms']:.3f} ms; it equals a full analysis."
     )
     all_axes = "Every cuttable axis is planned to lose 30% of its units. One thread."
     write(

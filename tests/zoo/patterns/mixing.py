@@ -229,6 +229,6 @@ TABLE: tuple[Entry, ...] = (
     ),
     pattern("embedding_sums", Embeddings, ids(), reach={"embedding": 2}),
     pattern("bilinear", Bilinear, rows(), reach={"neurons": 3}),
-    pattern("prototypes", Prototypes, rows(), reach={"neurons": 2}),
+    pattern("prototypes", Prototypes, rows(), reach={"neurons": 2}, onnx="no cdist"),
     pattern("highway", Highway, rows(), reach={"neurons": 1}),
 )
