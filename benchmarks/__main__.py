@@ -29,6 +29,10 @@ SUITES = {
     "tightness": Suite(
         "structure/tightness.py", "pruned graphs against the same models built by hand"
     ),
+    "reach": Suite(
+        "structure/reach.py", "how far cuts reach over the zoo, beside Torch-Pruning (an hour)"
+    ),
+    "scale": Suite("structure/scale.py", "the axis analysis on up to 10,000 blocks, and Llama-70B"),
     "scaling": Suite("structure/scaling.py", "analysis, plan and apply against depth"),
     "minilm": Suite("end_to_end/minilm.py", "MiniLM pruned within 1%, every backend beside it"),
     "minilm_held_out": Suite(

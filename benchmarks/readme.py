@@ -4,7 +4,8 @@
     python -m benchmarks.readme --check    # exit 1 if that would change anything
 
 `<!-- figures:NAME -->` shows benchmarks/results/NAME.json as a table; `columns=a,b` behind the name
-chooses columns and `where=COLUMN:VALUE` rows. `<!-- capture:NAME -->` shows docs/captures/NAME.txt.
+chooses columns, `where=COLUMN:VALUE` rows, and `table=KEY` another table of the file, which is then
+shown alone. `<!-- capture:NAME -->` shows docs/captures/NAME.txt.
 A region ends with `<!-- /figures -->` or `<!-- /capture -->`. Nothing in a region is typed by hand.
 """
 
@@ -74,6 +75,8 @@ def _figures(path: Path, name: str, options: Mapping[str, str]) -> str:
 def render(data: Mapping[str, Any], options: Mapping[str, str] | None = None) -> str:
     """A result file as markdown: title, table, notes, and what it was measured on."""
     options = options or {}
+    if "table" in options:
+        data = {"rows": data[options["table"]]}
     rows: list[dict[str, Any]] = list(data["rows"])
     every = list(dict.fromkeys([*data.get("columns", ()), *(k for row in rows for k in row)]))
     columns = options["columns"].split(",") if "columns" in options else every

@@ -206,12 +206,6 @@ def main() -> None:
         rows = list(pool.map(lambda name: known.get(name) or row(name), ENTRIES))
     families = sorted({r["family"] for r in rows})
     summaries = [summary(f, [r for r in rows if r["family"] == f]) for f in families]
-    about: dict[str, Any] = {
-        "command": "python benchmarks/structure/reach.py",
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("transformers", "torch-pruning")
-        },
-    }
     write(
         "reach",
         f"Entries of the zoo that lose at least {ENOUGH:.0%} of their parameters",
@@ -221,9 +215,12 @@ def main() -> None:
             "Esper's results pass the masked oracle; Torch-Pruning's must run, right or not.",
             "Esper's failures: " + (", ".join(r["entry"] for r in rows if r["failure"]) or "none"),
         ],
-        **about,
+        command="python benchmarks/structure/reach.py",
+        versions={
+            name: importlib.metadata.version(name) for name in ("transformers", "torch-pruning")
+        },
+        entries=rows,
     )
-    write("reach_entries", "Each entry", rows, **about)
 
 
 if __name__ == "__main__":

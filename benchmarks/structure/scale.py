@@ -4,7 +4,8 @@
 
 A transformer block is traced once and repeated in the graph, so that the export of a deep model is
 not what is measured. Then come a Llama of 70 billion parameters, traced whole, and the work after
-one local cut in a model of 100 blocks. Each row is a fresh process.
+one local cut in a model of 100 blocks. Each row is a fresh process. The plot is
+docs/scale.svg.
 """
 
 from __future__ import annotations
@@ -210,6 +211,7 @@ def main() -> None:
         print(json.dumps(after_a_cut() if options.one == "cut" else measure(options.one)))
         return
     from benchmarks.result_file import write
+    from benchmarks.structure.scale_plot import PLOT, plot
 
     rows = []
     for what in (*map(str, BLOCKS), "llama"):
@@ -228,6 +230,7 @@ def main() -> None:
         f"anatomy as it then is takes {cut['anatomy ms']:.3f} ms; it equals a full analysis."
     )
     all_axes = "Every cuttable axis is planned to lose 30% of its units. One thread."
+    PLOT.write_text(plot(blocks))
     write(
         "scale",
         "The axis analysis on models without weights",
