@@ -8,7 +8,7 @@ oracle: outputs, gradients, buffers, NaN poison. Torch-Pruning (`BasePruner`, gr
 `pruning_ratio=0.3`) must run forward and backward with finite outputs of the shapes that they had;
 whether they are right is not asked of it. It would shrink the model's outputs too, so the layers
 that return them are found by hooks and ignored. An entry counts where at least 5% of the
-parameters went. Each tool runs on each entry in a process of its own.
+parameters went. Each tool has 90 seconds for an entry, in a process of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tests.zoo.catalogue import ENTRIES
 from tests.zoo.entry import Entry
 
 SHARE, ENOUGH = 0.3, 0.05
-TIMEOUT = 600
+TIMEOUT = 90
 FORK = multiprocessing.get_context("fork")  # what is imported need not be imported again
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from esper.ir import shapes
+from esper.ir.constant_index import spell_constant_indices
 from esper.ir.higher_order import inline_regions
 from esper.ir.inplace import functionalize
 from esper.ir.spelling import spell
@@ -33,6 +35,7 @@ def canonicalize(module: fx.GraphModule) -> None:
     _state_bounds(module.graph)
     functionalize(module.graph)
     spell(module)
+    spell_constant_indices(module)
     _state_sizes(module.graph)
     _drop_totals(module.graph)
     _state_views(module.graph)
@@ -89,7 +92,9 @@ def _state_views(graph: fx.Graph) -> None:
         if node.target is aten.expand.default:
             before = node.args[0].meta["val"].shape
             lead = len(after) - len(before)
-            kept = {i for i in computed if i >= lead and _equal(before[i - lead], after[i])}
+            kept = {
+                i for i in computed if i >= lead and shapes.same_size(before[i - lead], after[i])
+            }
         else:
             kept = computed if static.count(None) == 1 else set()
         for i, size in enumerate(static):
@@ -105,12 +110,6 @@ def _static(size: Any) -> int | None:
         return size
     expression = size.node.expr
     return int(expression) if expression.is_Integer else None
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Equal for all values of the symbols, without a guard."""
-    x, y = (s if isinstance(s, int) else s.node.expr for s in (a, b))
-    return bool(x == y)
 
 
 def _state_bounds(graph: fx.Graph) -> None:

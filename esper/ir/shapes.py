@@ -35,6 +35,12 @@ def same_value(a: Any, b: Any) -> bool:
     return type(a) is type(b)
 
 
+def same_size(a: Any, b: Any) -> bool:
+    """Whether two sizes are equal for all values of the symbols, without a guard."""
+    x, y = (s if isinstance(s, int) else s.node.expr for s in (a, b))
+    return bool(x == y)
+
+
 def sizes(value: torch.Tensor) -> list[Any]:
     """Sizes of a value: ints, and text for symbolic ones."""
     shape: list[Any] = list(value.shape)

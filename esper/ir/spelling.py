@@ -2,9 +2,8 @@
 
 `tensor_split`, `hsplit`, `unsafe_chunk` and relatives state their sizes, `narrow` is a slice,
 `swapaxes` a transpose, `moveaxis` a movedim, `tile` a repeat, `broadcast_to` an expand, `hstack`
-and relatives a cat, a list of constant neighbours a slice, and variances name their correction
-(PyTorch's documentation of each op says what it is short for). Where a size is symbolic an op
-stays as it is.
+and relatives a cat, and variances name their correction (PyTorch's documentation of each op says
+what it is short for). Where a size is symbolic an op stays as it is.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ Spelled = tuple[Any, tuple[Any, ...], dict[str, Any]] | None
 def spell(module: fx.GraphModule) -> None:
     """Rewrite the nodes of `module.graph` in place; values and metadata stay."""
     graph = module.graph
-    for node in graph.find_nodes(op="call_function", target=aten.index.Tensor):
-        _range(module, node)
     for node in graph.nodes:
         rule = _RULES.get(node.target) if node.op == "call_function" else None
         if rule is None:
@@ -32,44 +29,6 @@ def spell(module: fx.GraphModule) -> None:
         spelled = rule(node)
         if spelled is not None:
             node.target, node.args, node.kwargs = spelled
-
-
-def _range(module: fx.GraphModule, node: fx.Node) -> None:
-    """`x[..., [2, 3], :]`: one list of constant neighbours is a slice."""
-    x, indices = node.args
-    places = [i for i, index in enumerate(indices) if index is not None]  # type: ignore[arg-type]
-    if len(places) != 1:
-        return
-    dim = places[0]
-    index: Any = indices[dim]  # type: ignore[index]
-    size = _shape(x)[dim]
-    values = _constant(module, index)
-    if values is None or values.ndim != 1 or values.dtype != torch.int64 or not len(values):
-        return
-    if not isinstance(size, int):
-        return
-    listed = [value + size if value < 0 else value for value in values.tolist()]
-    if listed != list(range(listed[0], listed[0] + len(listed))):
-        return
-    node.target, node.args = aten.slice.Tensor, (x, dim, listed[0], listed[-1] + 1)
-    while not index.users:
-        (source,) = index.all_input_nodes or (None,)
-        module.graph.erase_node(index)
-        if source is None:
-            return
-        index = source
-
-
-def _constant(module: fx.GraphModule, node: fx.Node) -> torch.Tensor | None:
-    """The value of a tensor written out in the user's code, seen through copies."""
-    copies = (aten.lift_fresh_copy.default, aten.detach.default, aten.detach_.default)
-    while node.op == "call_function" and node.target in copies:
-        node = node.all_input_nodes[0]
-    name = str(node.target)
-    if node.op != "get_attr" or not name.startswith("lifted_tensor_"):
-        return None
-    value = getattr(module, name, None)
-    return value if type(value) is torch.Tensor else None
 
 
 def _argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
