@@ -85,10 +85,10 @@ def _indexed(node: fx.Node) -> tuple[fx.Node, int, Any] | None:
         x, dim, index = node.args
     elif node.target is aten.index.Tensor:
         x, indices = node.args
-        given = [i for i, each in enumerate(indices) if each is not None]  # type: ignore[arg-type, union-attr]
+        given = [i for i, each in enumerate(indices) if each is not None]  # type: ignore[arg-type]
         if len(given) != 1:
             return None
-        dim, index = given[0], indices[given[0]]  # type: ignore[index, union-attr]
+        dim, index = given[0], indices[given[0]]  # type: ignore[index]
     elif node.target is aten.gather.default:
         x, dim, index = node.args[:3]
         base = _spread(node, x, dim, index)
@@ -133,16 +133,21 @@ def _value(
         return None
     if node not in known:
         known[node] = None
-        if node.op == "get_attr":
+        if node.op == "get_attr" and not any(map(_writes, node.users)):
             known[node] = _attribute(module, str(node.target), lasting)
         elif node.target in _CONSTANT_OPS:
             inputs = {each: _value(module, each, lasting, known) for each in node.all_input_nodes}
             size = node.meta["val"].numel()
-            if None not in inputs.values() and isinstance(size, int) and size <= _MOST_VALUES:
+            whole = all(value is not None for value in inputs.values())
+            if whole and isinstance(size, int) and size <= _MOST_VALUES:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), inputs.__getitem__)
-                known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                known[node] = node.target(*args, **kwargs)
     found: torch.Tensor | None = known[node]
     return found
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _attribute(module: fx.GraphModule, name: str, lasting: set[str]) -> torch.Tensor | None:
