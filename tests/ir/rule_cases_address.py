@@ -51,8 +51,8 @@ CASES: dict[str, Case] = {
         lambda m, x: m.l1(m.l0(x).topk(2, 1)[0]) + m.l2(x).topk(2, -1)[0].sum(),
         linears(4, 6, 2, l2=lambda: nn.Linear(4, 5)),
         tokens(),
-        {"l0/neurons": 6, "l2/neurons": 5},
-        lossy=("l2/neurons",),
+        {"l0/neurons": 6, "l2/experts": 5},
+        lossy=("l2/experts",),
     ),
     "scatter": Case(
         lambda m, x: m.l1(
@@ -67,8 +67,8 @@ CASES: dict[str, Case] = {
         between(lambda h: torch.zeros_like(h).scatter(-1, h.topk(2, -1)[1], 1.0)),
         linears(4, 6, 2),
         rows(),
-        {"l0/neurons": 6},
-        lossy=("l0/neurons",),
+        {"l0/experts": 6},
+        lossy=("l0/experts",),
     ),
     "index add, copy and fill": Case(
         lambda m, x: m.l1(
@@ -202,8 +202,8 @@ CASES: dict[str, Case] = {
         ),
         linears(4, 5, 2),
         rows(),
-        {"l0/neurons": 5},
-        lossy=("l0/neurons",),
+        {"l0/experts": 5},
+        lossy=("l0/experts",),
     ),
     "positions that are computed with": Case(
         lambda m, x: m.l1(m.l0(x)) + m.l0(x).argmax(-1, keepdim=True),
@@ -225,7 +225,7 @@ CASES: dict[str, Case] = {
         linears(4, 5, l1=lambda: nn.Linear(5, 2)),
         rows(),
         {},
-        {"l0/neurons": "", "l1/units": "ranks of topk"},
-        ("l0/neurons",),
+        {"l0/experts": "", "l1/units": "ranks of topk"},
+        ("l0/experts",),
     ),
 }
