@@ -276,7 +276,7 @@ def _steps(case: str) -> set[str]:
     """Which stages the plan of a case passes through."""
     steps = {
         "neurons": {"_state", "_cut"},
-        "folded": {"_state", "_cut"},
+        "folded": {"_state", "_cut", "_invalidate"},  # new values may be of another size
         "channels and a literal": {"_state", "_edit", "_cut"},
         "fuse": {"_state", "_edit", "_invalidate"},
         "constants": {"_state", "_edit", "_invalidate"},
