@@ -162,7 +162,7 @@ class Writing(nn.Module):
         x = self.stem(x)
         y = self.block["a"](x)
         written = y.t().mul_(2)
-        out: Tensor = x + self.block["b"](y if self.loose else written.t())
+        out: Tensor = x + self.block["b"](y if self.loose else y + written.t())
         return out
 
 
