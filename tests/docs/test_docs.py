@@ -50,7 +50,7 @@ def test_page(name: str, folder: Path) -> None:
             shown += 1
             same = blocks.same(step.printed, step.shown.content)
             assert same, f"{step.code.content}\nprints now:\n{step.printed}"
-    assert shown > 3
+    assert shown >= 2
     for path in sorted(folder.glob("test_*.py")):
         _run_tests(path.stem)
 

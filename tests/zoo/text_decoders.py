@@ -40,7 +40,6 @@ TABLE = (
         "OPTForCausalLM",
         "embedding 2, heads 2, head-size 4, neurons 2",
         "ffn_dim=40, word_embed_proj_dim=18, layerdrop=0.0",
-        fast=True,
     ),
     _decoder(
         "bloom",

@@ -38,7 +38,6 @@ TABLE = (
         "AlbertForSequenceClassification",
         "embedding 2, heads 1, head-size 2, neurons 2",
         "embedding_size=18",
-        fast=True,
     ),
     _encoder(
         "distilbert",

@@ -63,7 +63,6 @@ TABLE = (
         "ConvNextV2ForImageClassification",
         "embedding 4",
         "hidden_sizes=[12, 20], depths=[1, 1], num_stages=2, patch_size=2",
-        fast=True,
     ),
     _image(
         "resnet_hf",
