@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from esper.ir.collection import no_collection
 from esper.ir.pins import pinned_axes, pinned_regions
 from esper.ir.rules.contraction import KERNEL
 from esper.ir.rules.recurrent import GATES
@@ -129,16 +130,18 @@ class Anatomy:
     @cached_property
     def axes(self) -> dict[str, Axis]:
         """Axes by ID, in the order of the parameters that they appear in."""
-        parameters = {name for name, _ in self._model.named_parameters()}
-        found = _axes(self._model.table, self._identities, parameters)
-        return pinned_axes(found, self._identities.pins)
+        with no_collection():
+            parameters = {name for name, _ in self._model.named_parameters()}
+            found = _axes(self._model.table, self._identities, parameters)
+            return pinned_axes(found, self._identities.pins)
 
     @cached_property
     def _parts(self) -> tuple[dict[str, Phage], dict[str, Slot]]:
         from esper.ir.regions import phages_and_slots
 
-        phages, slots = phages_and_slots(self._model)
-        return pinned_regions(phages, self._identities.pins), slots
+        with no_collection():
+            phages, slots = phages_and_slots(self._model)
+            return pinned_regions(phages, self._identities.pins), slots
 
     def resize(self, axis_id: str, unit_ids: tuple[int, ...]) -> None:
         """Set the units of one axis after a cut or its undoing; other axes are untouched."""

@@ -7,15 +7,14 @@ graph (`literals`), and where a removed unit would have been consumed (`uses`).
 
 from __future__ import annotations
 
-import gc
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx
 
+from esper.ir.collection import no_collection
 from esper.ir.terms import ONE, Atom, Product, Sum, Term, atoms_of, product, size_of, total
 from esper.ir.unify import Dim, Mark, Solver, find
 
@@ -242,7 +241,7 @@ def analyse(graph: fx.Graph, tensors: Tensors, rules: Any) -> AxisTable:
         tensors: every name of a parameter or buffer -> (its first name, its shape).
         rules: `esper.ir.rules.Registry`, looked up by call target.
     """
-    with _no_collection():
+    with no_collection():
         solver = Solver()
         view = Rules(solver)
         tensor_dims: dict[str, Dims] = {}
@@ -260,18 +259,6 @@ def analyse(graph: fx.Graph, tensors: Tensors, rules: Any) -> AxisTable:
             else:
                 _call(view, node, rules)
         return _resolve(view, tensor_dims, graph)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Python's collector would walk the whole growing analysis again and again for nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _tensor(solver: Solver, seen: dict[str, Dims], node: fx.Node, tensors: Tensors) -> Dims | None:
