@@ -66,6 +66,23 @@ class Identities:
     regions: dict[str, dict[str, str]] = field(default_factory=dict)
     pins: tuple[str, ...] = ()
 
+    def knows(self, name: str) -> bool:
+        """Whether an ID was given out, be its part alive or gone."""
+        return name in self.axes or name in self.regions or name in self.retired
+
+    def fresh(self, base: str, tried: dict[str, int]) -> str:
+        """`base`, or the first of `base.2`, `base.3`, ... that was not given out.
+
+        `tried` remembers the last number of each base, as long as names are only added.
+        """
+        number = tried.get(base, 1)
+        name = base if number == 1 else f"{base}.{number}"
+        while self.knows(name):
+            number += 1
+            name = f"{base}.{number}"
+        tried[base] = number
+        return name
+
     def copy(self) -> Identities:
         """Independent copy."""
         axes = {
@@ -206,9 +223,10 @@ def _axes(table: AxisTable, identities: Identities, parameters: set[str]) -> dic
             identities.axes[match].members = frozenset(places)
     single = _single(table, identities, found)
     _retire(identities, found.keys() | single.keys())
+    tried: dict[str, int] = {}
     for atom in fresh:
         size = table.sizes[atom]
-        name = _name(members[atom], kinds[atom], identities)
+        name = _name(members[atom], kinds[atom], identities, tried)
         identities.axes[name] = Identity(
             frozenset(members[atom]), tuple(range(size)), size, kinds[atom]
         )
@@ -319,7 +337,7 @@ def _products(term: Term) -> list[Product]:
     return []
 
 
-def _name(members: list[Member], kind: str, identities: Identities) -> str:
+def _name(members: list[Member], kind: str, identities: Identities, tried: dict[str, int]) -> str:
     modules = [tensor.rpartition(".")[0] for tensor, _, _ in members]
     producers = list(
         dict.fromkeys(
@@ -332,16 +350,10 @@ def _name(members: list[Member], kind: str, identities: Identities) -> str:
         path = producers[0] if len(producers) == 1 else _common(producers) or producers[0]
     else:
         path = _common(modules) or (producers or modules)[0]
-    taken = identities.axes.keys() | identities.retired
     name = f"axis:{path or 'root'}/{kind}"
-    if name in taken and producers:
+    if identities.knows(name) and producers:
         name = f"axis:{producers[0]}/{kind}"
-    number = 2
-    base = name
-    while name in taken:
-        name = f"{base}.{number}"
-        number += 1
-    return name
+    return identities.fresh(name, tried)
 
 
 def _common(paths: list[str]) -> str:

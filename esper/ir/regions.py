@@ -245,10 +245,11 @@ def _identify(
         del memory[name]
         identities.retired.add(name)
     sets = {path: tuple(region.nodes) for path, region in modules.items()}
+    tried: dict[str, int] = {}
     for region in sorted(fresh, key=lambda r: r.merge is not None):
         if region.merge is None and _repeats_child(region, sets):
             continue
-        name = _fresh_name(region, identities)
+        name = _fresh_name(region, identities, tried)
         kind = "module" if region.merge is None else "branch"
         memory[name] = {"path": region.path, "kind": kind, "exit": region.exit.name}
         named[name] = region
@@ -274,16 +275,11 @@ def _repeats_child(region: _Region, sets: dict[str, tuple[fx.Node, ...]]) -> boo
     return child != region.path and sets.get(child) == own
 
 
-def _fresh_name(region: _Region, identities: Identities) -> str:
-    taken = identities.regions.keys() | identities.retired
+def _fresh_name(region: _Region, identities: Identities, tried: dict[str, int]) -> str:
     base = f"phage:{region.path or 'root'}"
-    if region.merge is not None and base in taken:
+    if region.merge is not None and identities.knows(base):
         base += "/branch"
-    name, number = base, 2
-    while name in taken:
-        name = f"{base}.{number}"
-        number += 1
-    return name
+    return identities.fresh(base, tried)
 
 
 def _common(paths: Iterable[str]) -> str:

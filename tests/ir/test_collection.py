@@ -10,9 +10,16 @@ from esper.ir.collection import no_collection
 
 
 def test_the_collector_comes_back_after_an_error() -> None:
-    with pytest.raises(KeyError), no_collection():
-        assert not gc.isenabled()
-        raise KeyError
+    seen: list[bool] = []
+
+    def fail() -> None:
+        with no_collection():
+            seen.append(gc.isenabled())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert seen == [False]
     assert gc.isenabled()
 
 
