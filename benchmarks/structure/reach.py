@@ -8,7 +8,7 @@ oracle: outputs, gradients, buffers, NaN poison. Torch-Pruning (`BasePruner`, gr
 `pruning_ratio=0.3`) must run forward and backward with finite outputs of the shapes that they had;
 whether they are right is not asked of it. It would shrink the model's outputs too, so the layers
 that return them are found by hooks and ignored. An entry counts where at least 5% of the
-parameters went. Each tool has 90 seconds for an entry, in a process of its own.
+parameters went. Each tool has ten minutes for an entry, in a process of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tests.zoo.catalogue import ENTRIES
 from tests.zoo.entry import Entry
 
 SHARE, ENOUGH = 0.3, 0.05
-TIMEOUT = 90
+TIMEOUT = 600
 FORK = multiprocessing.get_context("fork")  # what is imported need not be imported again
 
 
@@ -206,6 +206,7 @@ def main() -> None:
         rows = list(pool.map(lambda name: known.get(name) or row(name), ENTRIES))
     families = sorted({r["family"] for r in rows})
     summaries = [summary(f, [r for r in rows if r["family"] == f]) for f in families]
+    late = sum("took longer" in r["torch-pruning failure"] for r in rows)
     write(
         "reach",
         f"Entries of the zoo that lose at least {ENOUGH:.0%} of their parameters",
@@ -213,6 +214,7 @@ def main() -> None:
         notes=[
             "Both get a model and inputs, and aim at 30% of the units of whatever they can cut.",
             "Esper's results pass the masked oracle; Torch-Pruning's must run, right or not.",
+            f"{late} of Torch-Pruning's failures are runs that took too long, as their rows say.",
             "Esper's failures: " + (", ".join(r["entry"] for r in rows if r["failure"]) or "none"),
         ],
         command="python benchmarks/structure/reach.py",
