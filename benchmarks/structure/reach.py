@@ -197,6 +197,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--rows", type=Path, help="lines printed by a run that was cut off")
     options = parser.parse_args()
+    packages = ("transformers", "torch-pruning")
+    versions = {name: importlib.metadata.version(name) for name in packages}  # or says what lacks
     if options.entry:
         row(options.entry)
         return
@@ -218,9 +220,7 @@ def main() -> None:
             "Esper's failures: " + (", ".join(r["entry"] for r in rows if r["failure"]) or "none"),
         ],
         command="python benchmarks/structure/reach.py",
-        versions={
-            name: importlib.metadata.version(name) for name in ("transformers", "torch-pruning")
-        },
+        versions=versions,
         entries=rows,
     )
 

@@ -91,7 +91,7 @@ def _indexed(node: fx.Node) -> tuple[fx.Node, int, Any] | None:
         dim, index = given[0], indices[given[0]]  # type: ignore[index]
     elif node.target is aten.gather.default:
         x, dim, index = node.args[:3]
-        base = _spread(node, x, dim, index)
+        base = _spread(x, dim, index)
         if base is None:
             return None
         index = base
@@ -103,7 +103,7 @@ def _indexed(node: fx.Node) -> tuple[fx.Node, int, Any] | None:
     return x, dim % x.meta["val"].ndim, index
 
 
-def _spread(node: fx.Node, x: Any, dim: Any, index: Any) -> fx.Node | None:
+def _spread(x: Any, dim: Any, index: Any) -> fx.Node | None:
     """What a gather's index repeats along all other dims, if it does and covers them."""
     if index.target is not aten.expand.default:
         return None
@@ -179,11 +179,9 @@ class _Spelling:
         if len(runs) == 1:
             return self._slice(x, *runs[0])
         step = values[1] - values[0]
-        if step > 1 and values == list(range(values[0], values[-1] + 1, step)):
-            # All from the first to the end: the form in which a stride is understood.
-            stop = size if values[0] < step and count == len(range(values[0], size, step)) else None
-            if stop is not None:
-                return self._call(aten.slice.Tensor, x, dim, values[0], stop, step)
+        if values[0] < step and values == list(range(values[0], size, step)):
+            # Up to the end: the form in which the rule of slices understands a stride.
+            return self._call(aten.slice.Tensor, x, dim, values[0], size, step)
         if values == list(range(size))[::-1]:
             return self._call(aten.flip.default, x, [dim])
         if count % size == 0 and values == [v for v in range(size) for _ in range(count // size)]:
@@ -210,10 +208,7 @@ class _Spelling:
         return self._call(aten.flatten.using_ints, turned, dim, dim + 1)
 
     def _call(self, target: Any, *args: Any) -> fx.Node:
-        node = self._node.graph.call_function(target, args)
-        node.meta = {key: value for key, value in self._node.meta.items() if key != "val"}
-        node.meta["val"] = shapes.compute(node, self._mode)
-        return node
+        return shapes.add_call(self._node.graph, target, args, self._node, self._mode)
 
 
 def _runs(values: list[int]) -> list[tuple[int, int]]:

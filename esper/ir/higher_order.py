@@ -10,6 +10,7 @@ docs.pytorch.org/docs/stable/amp.html.
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from esper.ir import shapes
 
 aten = torch.ops.aten
 
+_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 # Longer loops stay whole: their graph would be slower to run than to loop.
 MOST_NODES = 4096
 
@@ -65,10 +67,7 @@ class _Body:
 
     def call(self, target: Callable[..., Any], args: tuple[Any, ...], like: fx.Node) -> fx.Node:
         """Add a call whose provenance is that of `like`."""
-        node = self.graph.call_function(target, args)
-        node.meta = {key: value for key, value in like.meta.items() if key != "val"}
-        node.meta["val"] = shapes.compute(node, self.mode)
-        return node
+        return shapes.add_call(self.graph, target, args, like, self.mode)
 
     def copy(
         self,
@@ -155,11 +154,15 @@ def _autocast(body: _Body) -> list[Any] | None:
     if not enabled:
         return body.copy(reader, operands)
     region = torch.autocast(str(device), dtype=dtype)  # type: ignore[arg-type]
+    level = _LOG.level
     try:
+        _LOG.setLevel(logging.CRITICAL)  # what cannot be computed is found out by trying
         return body.copy(reader, operands, lambda node: _cast_operands(body, node, region))
     except _MoreThanCastsError:
         body.withdraw()
         return None
+    finally:
+        _LOG.setLevel(level)
 
 
 class _MoreThanCastsError(Exception):
@@ -184,32 +187,49 @@ def _cast_operands(body: _Body, node: fx.Node, region: torch.autocast) -> None:
     """Put in front of an op the casts that autocast would make; the op then has its result."""
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         raise _MoreThanCastsError
-    with region, _Seen() as seen:
-        under = shapes.compute(node, body.mode)
-    plain = shapes.compute(node, body.mode)
-    if shapes.same_value(under, plain) and not _mixed(node):
+    try:
+        with region, _Seen() as seen:
+            wanted = shapes.compute(node, body.mode)
+    except Exception as error:
+        raise _MoreThanCastsError from error
+    if not seen.casts or (not _mixed(node) and _computes(body, node, wanted)):
         return
+    casts: dict[fx.Node, fx.Node] = {}
     with body.graph.inserting_before(node):
         for operand in list(node.all_input_nodes):
             dtype = seen.casts.get(id(operand.meta.get("val")))
             if dtype is not None:
-                cast = body.call(aten.to.dtype, (operand, dtype), node)
-                node.replace_input_with(operand, cast)
-    if not shapes.same_value(under, shapes.compute(node, body.mode)):
+                casts[operand] = body.call(aten.to.dtype, (operand, dtype), node)
+                node.replace_input_with(operand, casts[operand])
+    if _computes(body, node, wanted):
+        return
+    for operand, cast in casts.items():  # these were casts that the op makes itself
+        node.replace_input_with(cast, operand)
+        body.graph.erase_node(cast)
+    if not _computes(body, node, wanted):
         raise _MoreThanCastsError
 
 
+def _computes(body: _Body, node: fx.Node, wanted: Any) -> bool:
+    """Whether an op, outside of autocast, has a result like the one that is wanted."""
+    try:
+        return shapes.same_value(wanted, shapes.compute(node, body.mode))
+    except Exception:  # noqa: BLE001 - ops raise all sorts of errors on mixed dtypes
+        return False
+
+
 def _mixed(node: fx.Node) -> bool:
-    """Whether floating operands differ in dtype: autocast may then widen one of them."""
+    """Whether operands differ in dtype: most ops then do not compute without casts."""
     values = (operand.meta.get("val") for operand in node.all_input_nodes)
     return len({v.dtype for v in values if isinstance(v, torch.Tensor)}) > 1
 
 
-def _wrapped(at: int, graph_at: int = 0) -> Inliner:
-    """Ops that only mark a region: the graph at one argument, operands from `at` on."""
+def _marked(start: int) -> Inliner:
+    """Ops that only mark a region: the graph first, its operands from `start` on."""
 
     def inline(body: _Body) -> list[Any]:
-        return body.copy(body.region.args[graph_at], body.region.args[at:])
+        reader, *_ = body.region.args
+        return body.copy(reader, body.region.args[start:])
 
     return inline
 
@@ -217,56 +237,51 @@ def _wrapped(at: int, graph_at: int = 0) -> Inliner:
 # -- loops ---------------------------------------------------------------------------------------
 
 
-def _scan(body: _Body) -> list[Any] | None:
-    """scan(graph, carried, sliced along dim 0, others): carried state, then stacked results."""
-    reader, carried, sliced, others = body.region.args
-    steps = _steps(body, reader, sliced)
-    if steps is None:
-        return None
-    state, rows = list(carried), []  # type: ignore[arg-type]
+def _loop(
+    unroll: Callable[[_Body, int, Any, list[Any], list[Any]], list[Any]], sliced_at: int = 1
+) -> Inliner:
+    """Ops (graph, ..., operands sliced along dim 0, others), if the steps are few and static."""
+
+    def inline(body: _Body) -> list[Any] | None:
+        arguments: Any = body.region.args
+        reader, sliced, others = arguments[0], arguments[sliced_at], arguments[sliced_at + 1]
+        steps = sliced[0].meta["val"].shape[0]
+        length = len(body.inner(reader).graph.nodes)
+        if not isinstance(steps, int) or not 0 < steps * length <= MOST_NODES:
+            return None
+        return unroll(body, steps, reader, list(sliced), list(others))
+
+    return inline
+
+
+def _scan(body: _Body, steps: int, reader: Any, sliced: list[Any], others: list[Any]) -> list[Any]:
+    """scan(graph, carried, sliced, others): carried state, then stacked results."""
+    state: list[Any] = list(body.region.args[1])  # type: ignore[arg-type]
+    rows = []
     for step in range(steps):
-        found = body.copy(reader, [*state, *_items(body, sliced, step), *others])  # type: ignore[misc]
+        found = body.copy(reader, [*state, *_items(body, sliced, step), *others])
         state, row = found[: len(state)], found[len(state) :]
         rows.append(row)
     return [*state, *_stacked(body, rows)]
 
 
-def _map(body: _Body) -> list[Any] | None:
-    """map_impl(graph, sliced along dim 0, others): stacked results."""
-    reader, sliced, others = body.region.args
-    steps = _steps(body, reader, sliced)
-    if steps is None:
-        return None
-    return _stacked(
-        body,
-        [
-            body.copy(reader, [*_items(body, sliced, step), *others])  # type: ignore[misc]
-            for step in range(steps)
-        ],
-    )
+def _map(body: _Body, steps: int, reader: Any, sliced: list[Any], others: list[Any]) -> list[Any]:
+    """map_impl(graph, sliced, others): stacked results."""
+    items = (_items(body, sliced, step) for step in range(steps))
+    return _stacked(body, [body.copy(reader, [*item, *others]) for item in items])
 
 
-def _associative_scan(body: _Body) -> list[Any] | None:
-    """associative_scan(graph, sliced along dim 0, others): stacked running results."""
-    reader, sliced, others = body.region.args
-    steps = _steps(body, reader, sliced)
-    if steps is None:
-        return None
+def _associative_scan(
+    body: _Body, steps: int, reader: Any, sliced: list[Any], others: list[Any]
+) -> list[Any]:
+    """associative_scan(graph, sliced, others): stacked running results."""
     rows = [_items(body, sliced, 0)]
     for step in range(1, steps):
-        rows.append(body.copy(reader, [*rows[-1], *_items(body, sliced, step), *others]))  # type: ignore[misc]
+        rows.append(body.copy(reader, [*rows[-1], *_items(body, sliced, step), *others]))
     return _stacked(body, rows)
 
 
-def _steps(body: _Body, reader: Any, sliced: Any) -> int | None:
-    """How often a loop runs, if that is static and the unrolled graph is not too long."""
-    size = sliced[0].meta["val"].shape[0]
-    if not isinstance(size, int) or size == 0:
-        return None
-    return size if size * len(body.inner(reader).graph.nodes) <= MOST_NODES else None
-
-
-def _items(body: _Body, sliced: Any, step: int) -> list[Any]:
+def _items(body: _Body, sliced: list[Any], step: int) -> list[Any]:
     return [body.call(aten.select.int, (operand, 0, step), body.region) for operand in sliced]
 
 
@@ -280,11 +295,11 @@ def _stacked(body: _Body, rows: list[list[Any]]) -> list[Any]:
 _INLINERS: dict[str, Inliner] = {
     "wrap_with_set_grad_enabled": _set_grad,
     "wrap_with_autocast": _autocast,
-    "wrap": _wrapped(1),
-    "tag_activation_checkpoint": _wrapped(1),
-    "wrap_activation_checkpoint": _wrapped(1),
-    "invoke_subgraph": _wrapped(2),
-    "scan": _scan,
-    "map_impl": _map,
-    "associative_scan": _associative_scan,
+    "wrap": _marked(1),
+    "tag_activation_checkpoint": _marked(1),
+    "wrap_activation_checkpoint": _marked(1),
+    "invoke_subgraph": _marked(2),
+    "scan": _loop(_scan, sliced_at=2),
+    "map_impl": _loop(_map),
+    "associative_scan": _loop(_associative_scan),
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from esper.ir.ancestors import ancestors
+
 aten = torch.ops.aten
 
 _ASSERTIONS = {aten._assert_scalar.default, aten._assert_async.msg, aten._assert_async.default}
@@ -37,22 +39,11 @@ def _cast(graph: fx.Graph) -> None:
 
 def _drop_assertions(graph: fx.Graph) -> None:
     assertions = [node for node in graph.nodes if node.target in _ASSERTIONS]
-    used = _ancestors([n for n in graph.nodes if not n.users and n not in set(assertions)])
+    used = ancestors(n for n in graph.nodes if not n.users and n.target not in _ASSERTIONS)
     for node in assertions:
-        behind = _ancestors([node])
+        behind = ancestors([node])
         if not any(n.target in _READS and n in used for n in behind):
             graph.erase_node(node)
             for each in sorted(behind - used - {node}, reverse=True):
                 if not each.users and each.op == "call_function":
                     graph.erase_node(each)
-
-
-def _ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    pending = list(nodes)
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending.extend(node.all_input_nodes)
-    return found

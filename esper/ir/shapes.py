@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,20 @@ def compute(node: fx.Node, mode: FakeTensorMode) -> Any:
     with mode, torch.no_grad(), enable_python_dispatcher(), _no_guards(mode):
         target = SHAPES.get(node.target, node.target)
         return target(*args, **kwargs)  # type: ignore[operator]
+
+
+def add_call(
+    graph: fx.Graph,
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    like: fx.Node,
+    mode: FakeTensorMode,
+) -> fx.Node:
+    """Add a call at the graph's insertion point, with its value and the provenance of `like`."""
+    node = graph.call_function(target, args)
+    node.meta = {key: value for key, value in like.meta.items() if key != "val"}
+    node.meta["val"] = compute(node, mode)
+    return node
 
 
 def _operand(node: fx.Node) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import fx
 
+from esper.ir.ancestors import ancestors
 from esper.passbase import Context, Pass, Proposals, Remark, Rewrite
 from esper.plan import Edit, Insert, Plan, Refusal, ReplaceUses
 from esper.propose import FoldConstants as Proposal
@@ -204,15 +205,8 @@ def _why(node: fx.Node, constant: set[fx.Node]) -> str:
 def _compute(model: Model, nodes: list[fx.Node]) -> dict[fx.Node, torch.Tensor]:
     """Values of constant nodes, contiguous copies."""
     known: dict[fx.Node, Any] = {}
-    needed: set[fx.Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in needed:
-            needed.add(node)
-            stack.extend(node.all_input_nodes)
     with torch.no_grad():
-        for node in sorted(needed):
+        for node in sorted(ancestors(nodes)):
             if node.op == "get_attr":
                 known[node] = model.tensor(str(node.target))
                 continue

@@ -14,7 +14,8 @@ from esper import passbase, propose
 from esper.ir.rules import REGISTRY
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = ("axes.md", "how-a-rewrite-travels.md", "write-your-own-pass.md")
+# The pages that run, and how many outputs each shows at least.
+PAGES = {"axes.md": 2, "how-a-rewrite-travels.md": 4, "write-your-own-pass.md": 4}
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_page(name: str, folder: Path) -> None:
             shown += 1
             same = blocks.same(step.printed, step.shown.content)
             assert same, f"{step.code.content}\nprints now:\n{step.printed}"
-    assert shown >= 2
+    assert shown >= PAGES[name]
     for path in sorted(folder.glob("test_*.py")):
         _run_tests(path.stem)
 

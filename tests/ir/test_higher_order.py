@@ -140,6 +140,55 @@ def test_autocast_becomes_the_casts_that_it_makes() -> None:
     assert "aten.to.dtype" in ops(model)
 
 
+def product(layer: nn.Linear, x: Tensor) -> Any:
+    return layer(x) @ x.transpose(1, 2) @ x
+
+
+def attention(layer: nn.Linear, x: Tensor) -> Any:
+    return nn.functional.scaled_dot_product_attention(layer(x), x, x)
+
+
+def normed(layer: nn.Linear, x: Tensor) -> Any:
+    return nn.functional.layer_norm(layer(x), (8,), layer.bias)
+
+
+def rms(layer: nn.Linear, x: Tensor) -> Any:
+    return nn.functional.rms_norm(layer(x), (8,))
+
+
+@pytest.mark.parametrize(
+    ("op", "kept"),
+    [
+        (product, []),
+        (normed, []),
+        (rms, []),
+        (attention, ["wrap_with_autocast"]),  # what it casts inside is no operand
+    ],
+)
+def test_autocast_over_operands_of_mixed_dtypes(op: Inside, kept: list[str]) -> None:
+    def inside(layer: nn.Linear, x: Tensor) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return op(layer, x)
+
+    model, module, x = traced(inside)
+    assert higher(model) == kept
+    torch.testing.assert_close(model(x), module(x), rtol=0, atol=0)
+
+
+def _fail() -> None:
+    raise RuntimeError("cannot be computed")
+
+
+@pytest.mark.parametrize(("part", "instead"), [("_computes", lambda *_: False), ("_Seen", _fail)])
+def test_a_region_that_casts_cannot_spell_out_stays(
+    part: str, instead: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(higher_order, part, instead)
+    model, module, x = traced(half)
+    assert higher(model) == ["wrap_with_autocast"]
+    torch.testing.assert_close(model(x), module(x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("inside", "name"),
     [(choice, "cond"), (choice_without_gradient, "cond"), (loop, "while_loop")],

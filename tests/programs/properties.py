@@ -27,6 +27,9 @@ from tests import oracle, zoo
 from tests.passes.support import drive
 from tests.programs.program import Program, build
 
+ALONE = 0.3  # share of programs in which one axis is cut, not all
+Removed = Mapping[str, Sequence[int]]
+
 
 def check(program: Program) -> int:
     """Every property; the number of axes that could be cut."""
@@ -44,12 +47,6 @@ def check(program: Program) -> int:
         chance.choice(OF_CUTS)(model, removed)
     chance.choice(OF_MODELS)(model, inputs)
     return len(axes)
-
-
-ALONE = 0.3  # share of programs in which one axis is cut, not all
-
-
-Removed = Mapping[str, Sequence[int]]
 
 
 def survivors_keep_their_ids(model: Model, cut: Model) -> None:
