@@ -20,6 +20,7 @@ from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from esper.ir import shapes
+from esper.ir.recurrent_shapes import SHAPES
 
 aten = torch.ops.aten
 
@@ -185,7 +186,8 @@ class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _cast_operands(body: _Body, node: fx.Node, region: torch.autocast) -> None:
     """Put in front of an op the casts that autocast would make; the op then has its result."""
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
+    # Shapes of recurrent layers are worked out without running them, so casts are not seen.
+    if isinstance(node.target, torch._ops.HigherOrderOperator) or node.target in SHAPES:
         raise _MoreThanCastsError
     try:
         with region, _Seen() as seen:

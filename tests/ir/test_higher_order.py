@@ -175,6 +175,26 @@ def test_autocast_over_operands_of_mixed_dtypes(op: Inside, kept: list[str]) -> 
     torch.testing.assert_close(model(x), module(x), rtol=0, atol=0)
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.lstm = nn.Linear(6, 8), nn.LSTM(8, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out: Tensor = self.lstm(self.enter(x))[0]
+        return out
+
+
+def test_a_recurrent_layer_under_autocast_stays_there() -> None:
+    torch.manual_seed(0)
+    module, x = Recurrent().eval(), torch.randn(3, 5, 6)
+    model = esper.trace(module, (x,))
+    verify(model)
+    assert higher(model) == ["wrap_with_autocast"]
+    torch.testing.assert_close(model(x), module(x), rtol=0, atol=0)
+
+
 def _fail() -> None:
     raise RuntimeError("cannot be computed")
 
