@@ -193,7 +193,9 @@ def summary(family: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Reach of cuts over the zoo.")
-    parser.add_argument("--entry", choices=ENTRIES, help="print this one and write nothing")
+    parser.add_argument(
+        "--entry", choices=ENTRIES, metavar="NAME", help="print this one and write nothing"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--rows", type=Path, help="lines printed by a run that was cut off")
     options = parser.parse_args()

@@ -152,6 +152,17 @@ class Anatomy:
             found = _axes(self._model.table, self._identities, parameters)
             return pinned_axes(found, self._identities.pins)
 
+    def recognised(self) -> Identities:
+        """The identities as they are once the axes of the present graph have been read.
+
+        A copy where they have not been: looking must not give out IDs.
+        """
+        if "axes" in self.__dict__:
+            return self._identities
+        other = Anatomy(self._model, self._identities.copy())
+        _ = other.axes
+        return other._identities
+
     @cached_property
     def _parts(self) -> tuple[dict[str, Phage], dict[str, Slot]]:
         from esper.ir.regions import phages_and_slots

@@ -85,11 +85,12 @@ def literals(model: Model, scope: Scope) -> Iterator[str]:
 def units(model: Model, scope: Scope) -> Iterator[str]:
     """units: unit numbers are unique, were given out, fit the size; no retired ID lives."""
     table = model.table
-    living = model.identities.axes
+    identities = model.anatomy.recognised()
+    living = identities.axes
     for name in sorted(scope.axes & living.keys()) if scope.axes is not None else living:
         identity = living[name]
         ids = identity.unit_ids
-        if name in model.identities.retired:
+        if name in identities.retired:
             yield f"units: {name} is both alive and retired"
         if len(set(ids)) != len(ids):
             double = next(unit for unit in ids if ids.count(unit) > 1)

@@ -58,7 +58,32 @@ def test_programs_with_each_case_planted(case: str) -> None:
 
 
 # Programs that showed a bug, as they were shrunk; each says what was wrong.
-FOUND: tuple[Program, ...] = ()
+FOUND: tuple[Program, ...] = (
+    # Dead nodes had split an axis, which was held to its old units before it was recognised again.
+    Program(
+        5,
+        (
+            Unary("silu", 2),
+            Cat(5, 2, True),
+            Cat(2, 0),
+            Plant("addmm", 3),
+            Cat(2, 0),
+            Cat(5, 2, True),
+            Cat(2, 0),
+        ),
+    ),
+    Program(
+        3,
+        (
+            Linear(5, 4),
+            Linear(5, 3),
+            Plant("argmax", 2),
+            Plant("grouped conv", 5),
+            Cat(4, 2, True),
+            Unary("gelu", 4),
+        ),
+    ),
+)
 
 
 @pytest.mark.parametrize("program", FOUND, ids=repr)
