@@ -62,7 +62,7 @@ CASES: dict[str, Case] = {
     "conv3d": Case(
         lambda m, x: m.b(m.a(x)),
         lambda: {"a": nn.Conv3d(2, 4, 2), "b": nn.Conv3d(4, 3, 1)},
-        lambda: torch.randn(2, 2, 3, 3, 3),
+        lambda: torch.randn(3, 2, 3, 3, 3),
         {"a/channels": 4},
     ),
     "conv of single places": Case(

@@ -51,13 +51,13 @@ TABLE = (
     _decoder(
         "falcon",
         "FalconForCausalLM",
-        "embedding 1, head-size 1, units 2",
+        "embedding 1, heads 2, head-size 1, units 2",
         "new_decoder_architecture=False, multi_query=True, alibi=False, ffn_hidden_size=40",
     ),
     _decoder(
         "falcon_gqa",
         "FalconForCausalLM",
-        "embedding 1, kv-groups 2, head-size 1, units 2",
+        "embedding 1, kv-groups 2, query-heads 2, head-size 1, units 2",
         "new_decoder_architecture=True, num_kv_heads=2, alibi=False, ffn_hidden_size=40",
     ),
     _decoder(
