@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import fx
 
 from esper.ir.modes import set_path
-from esper.plan import Edit, Insert, Plan, Ref, ReplaceUses, SetArg
-from esper.state import Create, Drop, Op, Replace, Select
+from esper.plan import Edit, Insert, Plan, Ref, ReplaceUses, SetArg, SetLife
+from esper.state import Create, Drop, Move, Op, Replace
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -44,12 +45,39 @@ class Journal:
             self._undo.pop()()
 
 
+@dataclass(frozen=True)
+class Moved:
+    """One operation that was applied to one tensor.
+
+    Attributes:
+        name: the tensor's first name.
+        op: the operation.
+        before, after: the tensor objects: the same one where only its storage changed, None for
+            what did not exist or no longer does.
+        shape: sizes before.
+    """
+
+    name: str
+    op: Op
+    before: torch.Tensor | None
+    after: torch.Tensor | None
+    shape: tuple[int, ...] = ()
+
+
+class Follower(Protocol):
+    """What shadows a model's tensors and must follow each change: optimizers, averages."""
+
+    def follow(self, plan: Plan, moved: Sequence[Moved], journal: Journal) -> None:
+        """Take the same operations; inverses go to the journal before they are needed."""
+
+
 class Applier:
-    """Applies plans to one model, writing to one journal."""
+    """Applies plans to one model, writing to one journal. `moved` tells what became of tensors."""
 
     def __init__(self, model: Model, journal: Journal) -> None:
         self._model = model
         self._journal = journal
+        self.moved: list[Moved] = []
 
     def apply(self, plan: Plan) -> set[fx.Node]:
         """Apply and return the nodes whose recorded values must be recomputed."""
@@ -75,7 +103,11 @@ class Applier:
             self._state(name, op)
         for cut in plan.cuts:
             self._cut(cut.axis, cut.positions)
-        if (plan.edits or plan.cuts) and not plan.only_cuts:
+        for growth in plan.growths:
+            self._grow(growth.axis, growth.count)
+        for change in plan.lives:
+            self._live(change)
+        if (plan.edits or plan.cuts) and not plan.only_resizes:
             self._invalidate()
         model.mark_stale()
         return {node for node in dirty if not node._erased}
@@ -84,19 +116,23 @@ class Applier:
 
     def _state(self, name: str, op: Op) -> None:
         if isinstance(op, Create):
-            self._create(name, op)
+            self.moved.append(Moved(name, op, None, self._create(name, op)))
             return
         tensor = self._model.tensor(name)
+        shape = () if tensor is None else tuple(tensor.shape)
+        after: torch.Tensor | None = None
         if tensor is None:
             raise KeyError(f"the plan names a tensor that does not exist: {name}")
         if isinstance(op, Drop):
             self._drop(tensor)
         elif isinstance(tensor, torch.nn.Parameter) and _keeps_type(tensor, op):
             self._parameter(tensor, op)
+            after = tensor
         else:
-            self._rebind(tensor, op)
+            after = self._rebind(tensor, op)
+        self.moved.append(Moved(name, op, tensor, after, shape))
 
-    def _parameter(self, parameter: torch.nn.Parameter, op: Select | Replace) -> None:
+    def _parameter(self, parameter: torch.nn.Parameter, op: Move) -> None:
         """New storage in the same object, so optimizers stay bound; the gradient follows."""
         data, grad = parameter.data, parameter.grad
 
@@ -108,10 +144,10 @@ class Applier:
         self._journal.add(undo)
         parameter.grad = None
         _set_data(parameter, op(data))
-        if grad is not None and isinstance(op, Select):
-            parameter.grad = op(grad)
+        if grad is not None and not isinstance(op, Replace):
+            parameter.grad = op.shadow(grad)
 
-    def _rebind(self, tensor: torch.Tensor, op: Select | Replace) -> None:
+    def _rebind(self, tensor: torch.Tensor, op: Move) -> torch.Tensor:
         """Buffers, and parameters that change dtype, become new objects under every name."""
         new: torch.Tensor = op(tensor.detach())
         if isinstance(tensor, torch.nn.Parameter):
@@ -119,6 +155,7 @@ class Applier:
         for table, leaf in self._places(tensor):
             self._journal.add(partial(table.__setitem__, leaf, tensor))
             table[leaf] = new
+        return new
 
     def _drop(self, tensor: torch.Tensor) -> None:
         for table, leaf in self._places(tensor):
@@ -131,19 +168,18 @@ class Applier:
             self._journal.add(undo)
             del table[leaf]
 
-    def _create(self, name: str, op: Create) -> None:
+    def _create(self, name: str, op: Create) -> torch.Tensor:
         path, _, leaf = name.rpartition(".")
         module = self._module(path)
         if leaf in module._parameters or leaf in module._buffers:
             raise KeyError(f"the plan creates a tensor that exists: {name}")
         value = op.value.detach().clone()
         if op.trainable:
-            table: dict[str, Any] = module._parameters
-            table[leaf] = torch.nn.Parameter(value)
-        else:
-            table = module._buffers
-            table[leaf] = value
+            value = torch.nn.Parameter(value)
+        table: dict[str, Any] = module._parameters if op.trainable else module._buffers
+        table[leaf] = value
         self._journal.add(lambda: table.pop(leaf))
+        return value
 
     def _module(self, path: str) -> torch.nn.Module:
         module: torch.nn.Module = self._model
@@ -237,6 +273,23 @@ class Applier:
         gone = set(positions)
         self._journal.add(lambda: self._model.anatomy.resize(axis_id, units))
         anatomy.resize(axis_id, tuple(u for i, u in enumerate(units) if i not in gone))
+
+    def _grow(self, axis_id: str, count: int) -> None:
+        anatomy, identity = self._model.anatomy, self._model.identities.axes[axis_id]
+        units, born = identity.unit_ids, identity.next_unit
+
+        def undo() -> None:
+            self._model.identities.axes[axis_id].next_unit = born
+            self._model.anatomy.resize(axis_id, units)
+
+        self._journal.add(undo)
+        identity.next_unit = born + count
+        anatomy.resize(axis_id, (*units, *range(born, born + count)))
+
+    def _live(self, change: SetLife) -> None:
+        ecology = self._model.ecology
+        self._journal.add(partial(ecology.set, change.id, ecology.lives.get(change.id)))
+        ecology.set(change.id, change.life)
 
     def _invalidate(self) -> None:
         data = self._model.derived()

@@ -16,6 +16,10 @@ class UsageError(EsperError):
     """An option, pipeline or argument is wrong."""
 
 
+class BoundaryError(EsperError):
+    """A change was attempted where none is safe: outside a session's boundary, or half way."""
+
+
 class InputError(EsperError):
     """An input file cannot be read or does not hold what was promised."""
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import fx
 
-from esper.apply import Applier, Journal
+from esper.apply import Applier, Follower, Journal
 from esper.contracts import check
-from esper.errors import VerificationError
+from esper.errors import BoundaryError, VerificationError
 from esper.instruments.base import Instrument, Stack
 from esper.ir import shapes
 from esper.ir.scope import Change
@@ -56,6 +56,7 @@ class PassManager:
         verify: `incremental` checks what a plan touches and all that follows from it, `full`
             the whole graph before and after, `none` nothing.
         instruments: observers; one of them may veto a proposal.
+        followers: what shadows the model's tensors and changes with them, or not at all.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class PassManager:
         *,
         verify: Verify = "incremental",
         instruments: Stack | Sequence[Instrument] = (),
+        followers: Sequence[Follower] = (),
     ) -> None:
         self.model = model
+        self.followers = tuple(followers)
         self.verify: Verify = verify
         self.instruments = instruments if isinstance(instruments, Stack) else Stack(instruments)
         self.journal = Journal()
@@ -84,7 +87,13 @@ class PassManager:
         return rewrite.plan(self.model, proposal)
 
     def apply(self, proposal: Proposal, pass_: Pass | None = None) -> Record:
-        """Commit a proposal or record why not. Never raises for a refusal or a failed check."""
+        """Commit a proposal or record why not. Never raises for a refusal or a failed check.
+
+        Raises:
+            BoundaryError: the model belongs to a session that is not at a boundary.
+        """
+        if self.model.closed:
+            raise BoundaryError(self.model.closed)
         started = time.perf_counter()
         name = pass_.name if pass_ is not None else ""
         veto = self.instruments.before_proposal(self.model, pass_, proposal)
@@ -151,7 +160,10 @@ class PassManager:
             with self.instruments.phase("verify"):
                 verify(self.model)
         with self.instruments.phase("apply"):
-            dirty = Applier(self.model, self.journal).apply(plan)
+            applier = Applier(self.model, self.journal)
+            dirty = applier.apply(plan)
+            for follower in self.followers:
+                follower.follow(plan, applier.moved, self.journal)
             evaluated = self._propagate(dirty)
         if plan.backend is not None:
             self.backend = plan.backend
@@ -180,9 +192,10 @@ class PassManager:
 
 
 def _change(plan: Plan, dirty: set[fx.Node], evaluated: set[str]) -> Change:
+    resized = frozenset([c.axis for c in plan.cuts] + [g.axis for g in plan.growths])
     return Change(
         frozenset({node.name for node in dirty} | evaluated),
-        frozenset(cut.axis for cut in plan.cuts) if plan.only_cuts else None,
+        resized if plan.only_resizes else None,
         frozenset(plan.state.ops),
         frozenset(evaluated),
     )

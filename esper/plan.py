@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from esper.ir.ecology import Immunity, SlotLife
 from esper.propose import Proposal, Tolerance
-from esper.state import Select, StateTransform
+from esper.state import Grow, Patch, Select, StateTransform
 
 Path = tuple[int | str, ...]
 
@@ -100,6 +101,30 @@ class UnitCut:
 
 
 @dataclass(frozen=True)
+class UnitGrowth:
+    """Units that join an axis at the end of its order; their numbers are given out on applying."""
+
+    axis: str
+    count: int
+
+    def text(self) -> str:
+        """Deterministic text."""
+        return f"grow {self.axis} by {self.count}"
+
+
+@dataclass(frozen=True)
+class SetLife:
+    """The life of a part from now on (`esper.ir.ecology`); None forgets it."""
+
+    id: str
+    life: SlotLife | Immunity | None
+
+    def text(self) -> str:
+        """Deterministic text."""
+        return f"life of {self.id}: {'none' if self.life is None else self.life.text()}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """A resolved change.
 
@@ -109,6 +134,8 @@ class Plan:
         edits: graph edits, in order.
         state: what happens to tensors.
         cuts: units that leave axes.
+        growths: units that join axes.
+        lives: stages of slots and marks of the immune ledger that change.
         tolerance: the resolved class (a prune of a coupled axis is lossy).
         backend: backend to run on from now, if the plan chooses one.
         figures: computed facts worth recording (bytes before and after, units).
@@ -119,6 +146,8 @@ class Plan:
     edits: tuple[Edit, ...] = ()
     state: StateTransform = field(default_factory=StateTransform)
     cuts: tuple[UnitCut, ...] = ()
+    growths: tuple[UnitGrowth, ...] = ()
+    lives: tuple[SetLife, ...] = ()
     tolerance: Tolerance = "exact"
     backend: str | None = None
     figures: Mapping[str, Any] = field(default_factory=dict)
@@ -129,6 +158,8 @@ class Plan:
         lines += [f"  {edit.text()}" for edit in self.edits]
         lines += [f"  {line}" for line in self.state.lines()]
         lines += [f"  {cut.text()}" for cut in self.cuts]
+        lines += [f"  {growth.text()}" for growth in self.growths]
+        lines += [f"  {life.text()}" for life in self.lives]
         if self.backend is not None:
             lines.append(f"  backend {self.backend}")
         return "\n".join(lines)
@@ -139,18 +170,24 @@ class Plan:
         return hashlib.blake2b(self.text().encode(), digest_size=16).hexdigest()
 
     @property
-    def only_cuts(self) -> bool:
-        """Whether units go and nothing else happens: sizes then follow, structure stays."""
+    def only_resizes(self) -> bool:
+        """Whether units go or come and nothing else: sizes then follow, structure stays."""
         return (
-            bool(self.cuts)
+            bool(self.cuts or self.growths)
             and all(isinstance(edit, SetArg) for edit in self.edits)
-            and all(isinstance(op, Select) for ops in self.state.ops.values() for op in ops)
+            and all(
+                isinstance(op, (Select, Grow, Patch))
+                for ops in self.state.ops.values()
+                for op in ops
+            )
         )
 
     @property
     def empty(self) -> bool:
         """Whether nothing would change."""
-        return not (self.edits or self.state.ops or self.cuts or self.backend)
+        return not (
+            self.edits or self.state.ops or self.cuts or self.growths or self.lives or self.backend
+        )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """State transforms: how named tensors, and everything that shadows them, follow a plan.
 
 A `StateTransform` maps a tensor name to operations. The same operations move the weight, its
-gradient, optimizer moments and averaged copies, because all of them have the weight's shape.
+gradient, optimizer moments and averaged copies, because all of them have the weight's shape:
+called, an operation moves the weight; `shadow` moves what only follows it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,81 @@ class Select:
         index = torch.tensor(self.index, dtype=torch.int64, device=tensor.device)
         return tensor.index_select(self.dim, index)
 
+    def shadow(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What follows the weight loses the same positions."""
+        return self(tensor)
+
     def text(self) -> str:
         """Deterministic text, for hashing and printing."""
         return f"select dim={self.dim} keep={len(self.index)} {_digest_ints(self.index)}"
+
+
+@dataclass(frozen=True)
+class Grow:
+    """New positions along one dimension.
+
+    Attributes:
+        dim: the dimension that grows.
+        places: where each old position goes, ascending; the other places are new.
+        fill: values of the new places in their order; along other dimensions it has the size
+            that the tensor has when the operation is applied.
+    """
+
+    dim: int
+    places: tuple[int, ...]
+    fill: torch.Tensor
+
+    def _new(self) -> list[int]:
+        taken = set(self.places)
+        total = len(taken) + self.fill.shape[self.dim]
+        return [place for place in range(total) if place not in taken]
+
+    def _spread(self, tensor: torch.Tensor, fill: torch.Tensor | None) -> torch.Tensor:
+        shape = list(tensor.shape)
+        shape[self.dim] = len(self.places) + self.fill.shape[self.dim]
+        result = tensor.new_zeros(shape)
+        old = torch.tensor(self.places, dtype=torch.int64, device=tensor.device)
+        result.index_copy_(self.dim, old, tensor)
+        if fill is not None:
+            new = torch.tensor(self._new(), dtype=torch.int64, device=tensor.device)
+            result.index_copy_(self.dim, new, fill.to(result))
+        return result
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._spread(tensor, self.fill)
+
+    def shadow(self, tensor: torch.Tensor) -> torch.Tensor:
+        """New positions have no past: zeros."""
+        return self._spread(tensor, None)
+
+    def text(self) -> str:
+        """Deterministic text."""
+        shape = tuple(self.fill.shape)
+        return f"grow dim={self.dim} new={self._new()} {shape} {digest(self.fill)}"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """New values at some positions along one dimension; what follows the weight stays.
+
+    `values` holds one slice for each position, in order.
+    """
+
+    dim: int
+    positions: tuple[int, ...]
+    values: torch.Tensor
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        index = torch.tensor(self.positions, dtype=torch.int64, device=tensor.device)
+        return tensor.clone().index_copy_(self.dim, index, self.values.to(tensor))
+
+    def shadow(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Moments, gradients and averages of the position stay."""
+        return tensor
+
+    def text(self) -> str:
+        """Deterministic text."""
+        return f"patch dim={self.dim} at={list(self.positions)} {digest(self.values)}"
 
 
 @dataclass(frozen=True)
@@ -38,6 +111,10 @@ class Replace:
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.value.to(device=tensor.device)
+
+    def shadow(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What followed the old value starts again at zero."""
+        return tensor.new_zeros(self.value.shape)
 
     def text(self) -> str:
         """Deterministic text."""
@@ -66,7 +143,8 @@ class Drop:
         return "drop"
 
 
-Op = Select | Replace | Create | Drop
+Move = Select | Grow | Patch | Replace  # operations on a tensor that stays
+Op = Move | Create | Drop
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from esper.ir import codec, shapes
 from esper.ir.anatomy import Identities, Identity
 from esper.ir.codec import CodecError
+from esper.ir.ecology import Ecology
 from esper.ir.model import Model
 from esper.ir.module_tree import adopt, owner_of
 from esper.ir.ports import Ports, read_ports, same_description
@@ -44,6 +45,8 @@ def model(
         raise CodecError("its training flag is none")
     torch.nn.Module.train(result, training)
     result.identities.assign(_identities(anatomy))
+    if "ecology" in anatomy:  # files of the first version have none
+        result.ecology = _ecology(_object(anatomy["ecology"]))
     result.history.extend(_list_of(history["history"], dict, "history"))
     result.notes.extend(codec.text(note) for note in _list_of(history["notes"], str, "notes"))
     result.ports = _ports(graph["ports"], read_ports(result))
@@ -258,6 +261,13 @@ def _agree(found: str, stored: Any) -> bool:
 
 
 # -- anatomy -------------------------------------------------------------------------------------
+
+
+def _ecology(data: Mapping[str, Any]) -> Ecology:
+    try:
+        return Ecology.parse(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CodecError("the stages of slots are not encoded as they should be") from error
 
 
 def _identities(data: Mapping[str, Any]) -> Identities:

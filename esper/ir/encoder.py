@@ -128,4 +128,5 @@ def anatomy(model: Model) -> dict[str, Any]:
         "retired": sorted(identities.retired),
         "regions": identities.regions,
         "pins": list(identities.pins),
+        "ecology": model.ecology.data(),
     }

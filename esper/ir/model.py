@@ -16,6 +16,7 @@ from esper.errors import UsageError
 from esper.ir import modes, shapes
 from esper.ir.anatomy import Anatomy, Identities
 from esper.ir.axes import AxisTable, analyse
+from esper.ir.ecology import Ecology
 from esper.ir.pins import check_pin
 from esper.ir.ports import read_ports
 from esper.ir.rules import REGISTRY
@@ -42,6 +43,8 @@ class _Data:
         self.readers: dict[str, list[str]] | None = None
         self.example_inputs: Any = None
         self.payloads: dict[str, dict[str, torch.Tensor]] = {}
+        self.ecology = Ecology()
+        self.closed = ""
 
     def copy(self) -> _Data:
         new = _Data()
@@ -50,6 +53,7 @@ class _Data:
         new.notes = list(self.notes)
         new.example_inputs = self.example_inputs
         new.ports = self.ports
+        new.ecology = self.ecology.copy()
         new.table = None if self.table is None else self.table.copy()
         return new
 
@@ -109,6 +113,27 @@ class Model(fx.GraphModule):
     def history(self) -> list[dict[str, Any]]:
         """Committed proposals, oldest first, as plain data."""
         return self._data.history
+
+    @property
+    def ecology(self) -> Ecology:
+        """Stages of slots and the immune ledger, with their clock."""
+        return self._data.ecology
+
+    @ecology.setter
+    def ecology(self, ecology: Ecology) -> None:
+        self._data.ecology = ecology
+
+    @property
+    def closed(self) -> str:
+        """Why no proposal may be applied at present; empty when one may.
+
+        A session closes its model between boundaries. Copies are open.
+        """
+        return self._data.closed
+
+    @closed.setter
+    def closed(self, reason: str) -> None:
+        self._data.closed = reason
 
     @property
     def notes(self) -> list[str]:

@@ -1,0 +1,179 @@
+"""What lives where: the stages of slots and the immune ledger, as plain data with a clock.
+
+The model carries it, because a stage belongs to a part as its ID does: it follows copies, files
+and rollbacks. Nothing here decides; contract rules read it (`esper.ecology`), plans change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+Stage = Literal["dormant", "incubating", "blending", "holding", "committed", "quarantined"]
+Algorithm = Literal["add", "multiply", "gated"]
+Curve = Literal["linear", "cosine", "sigmoid"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def text(self) -> str:
+        """Deterministic text of what is not at its default."""
+        return self.model_dump_json(exclude_defaults=True)
+
+
+class Blend(_Frozen):
+    """How a seed comes into the host, or leaves it.
+
+    Attributes:
+        algorithm: add `x + alpha * f(x)`, multiply `x * (1 + alpha * f(x))`, gated
+            `x + alpha * sigmoid(g) * f(x)` with a learned gate g per channel.
+        curve: how alpha runs from `start` to `end`.
+        ticks: boundaries that it takes.
+        steepness: of the sigmoid.
+    """
+
+    algorithm: Algorithm = "add"
+    curve: Curve = "linear"
+    ticks: int = Field(default=20, ge=1)
+    steepness: float = Field(default=6.0, gt=0)
+    start: float = 0.0
+    end: float = 1.0
+
+
+class Scar(_Frozen):
+    """What is remembered where something was removed.
+
+    Attributes:
+        since: tick of the removal; `scar_age` is the clock minus it.
+        last_removed_blueprint: what was there.
+        probe_outcome_summary: on which evidence it went, in one sentence.
+        figures: numbers behind that sentence.
+    """
+
+    since: int
+    last_removed_blueprint: str
+    probe_outcome_summary: str
+    figures: Mapping[str, float] = Field(default_factory=dict)
+
+
+class SlotLife(_Frozen):
+    """The stage of a slot and of the seed in it.
+
+    Attributes:
+        slot_kind: SEED, or SCAR where something was removed.
+        stage, since: present stage and the tick at which it began.
+        blueprint, options: what was planted.
+        seed: module path under which the seed's tensors live.
+        input: name of the node whose value the host computes at the slot.
+        output: name of the node that gives the blended value to the host's readers.
+        alpha: name of the buffer that holds alpha.
+        blend: how alpha moves.
+        planted: how many seeds were planted here; numbers are never reused.
+        quarantine_until: no seed before that tick.
+        scar: what was removed here.
+    """
+
+    kind: Literal["slot"] = "slot"
+    slot_kind: Literal["SEED", "SCAR"] = "SEED"
+    stage: Stage = "dormant"
+    since: int = 0
+    blueprint: str = ""
+    options: Mapping[str, Any] = Field(default_factory=dict)
+    seed: str = ""
+    input: str = ""
+    output: str = ""
+    alpha: str = ""
+    blend: Blend | None = None
+    planted: int = 0
+    quarantine_until: int = 0
+    scar: Scar | None = None
+
+
+class Antibody(_Frozen):
+    """Remembered harm of touching a target; its weight halves every `half_life` ticks."""
+
+    tick: int
+    harm: float
+    half_life: float = 200.0
+
+
+class Immunity(_Frozen):
+    """The immune ledger's page of one target: a phage, an axis, or one unit `axis:...[7]`.
+
+    Attributes:
+        debt: rent due that its use has not paid, in units of the loss.
+        antibodies: harm of past attempts.
+        critical_until: criticality lock: nobody probes or removes the target before that tick.
+        cooldown_until: nobody changes the target before that tick.
+        lease_holder, lease_until: who alone may touch the target until then.
+        probes: outcomes (change of the loss under sedation, higher is worse) with their ticks.
+        sedated: whether a probe holds it at present.
+    """
+
+    kind: Literal["immunity"] = "immunity"
+    debt: float = 0.0
+    antibodies: tuple[Antibody, ...] = ()
+    critical_until: int = 0
+    cooldown_until: int = 0
+    lease_holder: str = ""
+    lease_until: int = 0
+    probes: tuple[tuple[int, float], ...] = ()
+    sedated: bool = False
+
+
+Life = Annotated[SlotLife | Immunity, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[SlotLife | Immunity] = TypeAdapter(Life)
+
+
+class Ecology:
+    """All lives of a model by ID, and the clock: one tick a boundary."""
+
+    def __init__(
+        self, lives: Mapping[str, SlotLife | Immunity] | None = None, tick: int = 0
+    ) -> None:
+        self.lives: dict[str, SlotLife | Immunity] = dict(lives or {})
+        self.tick = tick
+
+    def slot(self, name: str) -> SlotLife:
+        """The life of a slot; dormant where nothing is known."""
+        life = self.lives.get(name)
+        return life if isinstance(life, SlotLife) else SlotLife()
+
+    def immunity(self, name: str) -> Immunity:
+        """The ledger's page of a target; empty where nothing is known."""
+        life = self.lives.get(name)
+        return life if isinstance(life, Immunity) else Immunity()
+
+    def slots(self) -> dict[str, SlotLife]:
+        """Slots of which something is known."""
+        return {name: life for name, life in self.lives.items() if isinstance(life, SlotLife)}
+
+    def set(self, name: str, life: SlotLife | Immunity | None) -> None:
+        """Change one life; None forgets it."""
+        if life is None:
+            self.lives.pop(name, None)
+        else:
+            self.lives[name] = life
+
+    def copy(self) -> Ecology:
+        """Independent copy (lives themselves never change)."""
+        return Ecology(self.lives, self.tick)
+
+    def data(self) -> dict[str, Any]:
+        """Plain data for files and checkpoints."""
+        lives = {
+            name: life.model_dump(mode="json", exclude_defaults=True) | {"kind": life.kind}
+            for name, life in sorted(self.lives.items())
+        }
+        return {"tick": self.tick, "lives": lives}
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Ecology:
+        """From `data()`. Raises pydantic.ValidationError."""
+        lives = {
+            str(name): _ADAPTER.validate_python(value) for name, value in data["lives"].items()
+        }
+        return cls(lives, int(data["tick"]))
