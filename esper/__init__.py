@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esper import propose as propose
+    from esper.errors import BoundaryError as BoundaryError
     from esper.errors import EsperError as EsperError
     from esper.gate.gate import Gate as Gate
     from esper.gate.verdict import Verdict as Verdict
@@ -18,20 +19,29 @@ if TYPE_CHECKING:
     from esper.ir.model import Model as Model
     from esper.ir.rules import register_axis_rule as register_axis_rule
     from esper.ir.trace import trace as trace
+    from esper.live.governor import Governor as Governor
+    from esper.live.layouts import register_optimizer_layout as register_optimizer_layout
+    from esper.live.policy import StatePolicy as StatePolicy
     from esper.manager import PassManager as PassManager
     from esper.optimization import Result as Result
     from esper.optimization import optimize as optimize
+    from esper.session import Session as Session
 
 _EXPORTS = {
+    "BoundaryError": "esper.errors",
     "EsperError": "esper.errors",
     "Gate": "esper.gate.gate",
+    "Governor": "esper.live.governor",
     "Model": "esper.ir.model",
     "PassManager": "esper.manager",
     "Result": "esper.optimization",
+    "Session": "esper.session",
+    "StatePolicy": "esper.live.policy",
     "Verdict": "esper.gate.verdict",
     "load": "esper.ir.artifact",
     "optimize": "esper.optimization",
     "register_axis_rule": "esper.ir.rules",
+    "register_optimizer_layout": "esper.live.layouts",
     "save": "esper.ir.artifact",
     "trace": "esper.ir.trace",
 }

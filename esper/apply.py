@@ -138,12 +138,12 @@ class Applier:
 
         def undo() -> None:
             parameter.grad = None
-            _set_data(parameter, data)
+            set_data(parameter, data)
             parameter.grad = grad
 
         self._journal.add(undo)
         parameter.grad = None
-        _set_data(parameter, op(data))
+        set_data(parameter, op(data))
         if grad is not None and not isinstance(op, Replace):
             parameter.grad = op.shadow(grad)
 
@@ -301,7 +301,7 @@ class Applier:
         self._model.invalidate()
 
 
-def _set_data(parameter: torch.nn.Parameter, data: torch.Tensor) -> None:
+def set_data(parameter: torch.nn.Parameter, data: torch.Tensor) -> None:
     """Give a parameter other storage, of another shape, whatever graphs still hold it.
 
     A loss that the caller keeps holds the parameter's gradient accumulator, which remembers the

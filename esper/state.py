@@ -44,18 +44,21 @@ class Grow:
         places: where each old position goes, ascending; the other places are new.
         fill: values of the new places in their order; along other dimensions it has the size
             that the tensor has when the operation is applied.
+        sources: the old position that each new place was copied from, where it was.
     """
 
     dim: int
     places: tuple[int, ...]
     fill: torch.Tensor
+    sources: tuple[int, ...] | None = None
 
     def _new(self) -> list[int]:
         taken = set(self.places)
         total = len(taken) + self.fill.shape[self.dim]
         return [place for place in range(total) if place not in taken]
 
-    def _spread(self, tensor: torch.Tensor, fill: torch.Tensor | None) -> torch.Tensor:
+    def spread(self, tensor: torch.Tensor, fill: torch.Tensor | None) -> torch.Tensor:
+        """Old positions at their places and `fill` (or zeros) between them."""
         shape = list(tensor.shape)
         shape[self.dim] = len(self.places) + self.fill.shape[self.dim]
         result = tensor.new_zeros(shape)
@@ -67,11 +70,11 @@ class Grow:
         return result
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._spread(tensor, self.fill)
+        return self.spread(tensor, self.fill)
 
     def shadow(self, tensor: torch.Tensor) -> torch.Tensor:
         """New positions have no past: zeros."""
-        return self._spread(tensor, None)
+        return self.spread(tensor, None)
 
     def text(self) -> str:
         """Deterministic text."""

@@ -252,7 +252,8 @@ class Builder:
         found = [copies[n] for n in output.all_input_nodes]
         self.extra += [n for n in found if n is not fed]
         onward = [n for n in found if self.goes_on(n)]
-        return onward[0] if onward else x
+        # A case with a batch of its own size meets no other value.
+        return onward[0] if onward and example.shape[:1] == (BATCH,) else x
 
     def goes_on(self, node: fx.Node) -> bool:
         """Whether others can compute with a value: floating, with the batch in front."""

@@ -1,0 +1,278 @@
+"""`esper.Session`: a model that changes its structure while it trains, at boundaries only.
+
+    session = esper.Session(model, optimizer, scheduler=scheduler, recorder="run.esperlog")
+    for batch in loader:
+        loss = step(session.model, batch)
+        with session.boundary(loss) as boundary:
+            boundary.submit(*tamiyo.propose(boundary.observation))
+
+Between boundaries the model is closed: an attempt to change it raises. Within one, each proposal
+goes through the pass manager, and optimizer, averages and stages follow it or nothing happens.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from esper.boundary import Boundary
+from esper.errors import BoundaryError, InputError, UsageError
+from esper.ir.ecology import Antibody
+from esper.ir.model import Model
+from esper.live import checkpoint
+from esper.live.averages import AverageFollower
+from esper.live.governor import Governor
+from esper.live.optimizers import GroupOf, OptimizerFollower
+from esper.live.policy import StatePolicy
+from esper.live.warmup import Warmup
+from esper.manager import PassManager, Verify
+
+if TYPE_CHECKING:
+    from esper.instruments.base import Instrument
+    from esper.propose import Proposal
+
+_CLOSED = (
+    "this model belongs to a session: change it inside `with session.boundary() as b:`, "
+    "with b.submit(proposal)"
+)
+_FORMAT = 1
+
+
+class Session:
+    """Holds a model in training and everything that shadows its tensors.
+
+    Args:
+        model: a traced model; changed in place, at boundaries only.
+        optimizer: over the model's parameters, or several.
+        scheduler: learning-rate scheduler(s); the caller goes on stepping them.
+        scaler: a GradScaler; boundaries are then refused between `unscale_` and `update`.
+        ema: averaged copies (`AveragedModel(model)`), which follow each change.
+        policies: proposal type -> what optimizer state does; `keep` for all others.
+        governor: notices broken training and rolls back; None trusts the caller.
+        keyframe_every: boundaries between two copies of the whole training state for the governor;
+            one is also taken before each change. 0 takes only the latter.
+        verify: how much the pass manager verifies, as in `PassManager`.
+        instruments: observers of the pass manager.
+        group_of: (name, parameter) -> index of the optimizer group that a new parameter joins.
+
+    Raises:
+        UsageError: the model is not traced, or belongs to a session already.
+        BoundaryError: the optimizer holds parameters that do not live in the model.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        *,
+        scheduler: Any = None,
+        scaler: Any = None,
+        ema: torch.nn.Module | Sequence[torch.nn.Module] | None = None,
+        policies: Mapping[str, StatePolicy] | None = None,
+        governor: Governor | None = None,
+        keyframe_every: int = 100,
+        verify: Verify = "incremental",
+        instruments: Sequence[Instrument] = (),
+        group_of: GroupOf | None = None,
+    ) -> None:
+        if not isinstance(model, Model):
+            raise UsageError(
+                f"a session needs a traced model, not {type(model).__name__}: "
+                "model = esper.trace(module, args), then build the optimizer over its parameters"
+            )
+        if model.closed:
+            raise UsageError("this model belongs to a session already; close that one first")
+        optimizers = (
+            [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        )
+        if not optimizers:
+            raise UsageError("a session needs an optimizer")
+        self.model = model
+        self.schedulers = _several(scheduler)
+        self.scaler = scaler
+        self.averages = _several(ema)
+        self.policies = dict(policies or {})
+        self.governor = governor
+        self.keyframe_every = keyframe_every
+        self.optimizers = [
+            OptimizerFollower(model, o, group_of, joins=i == 0) for i, o in enumerate(optimizers)
+        ]
+        self.warmups = [Warmup(o) for o in optimizers]
+        self.followers: list[OptimizerFollower | AverageFollower] = [
+            *self.optimizers,
+            *(AverageFollower(model, average) for average in self.averages),
+        ]
+        self.manager = PassManager(
+            model, verify=verify, instruments=instruments, followers=self.followers
+        )
+        self._open = False
+        self._keyframe: dict[str, Any] | None = None
+        self._rollbacks = 0
+        self.since: list[Proposal] = []  # committed since the keyframe
+        model.closed = _CLOSED
+        # A model outlives its session: it opens again when the session is gone.
+        self._release = weakref.finalize(self, setattr, model, "closed", "")
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The (first) optimizer."""
+        return self.optimizers[0].optimizer
+
+    @property
+    def tick(self) -> int:
+        """Boundaries passed so far."""
+        return self.model.ecology.tick
+
+    def boundary(self, loss: float | torch.Tensor | None = None) -> Boundary:
+        """The only place where anything may change: a context manager, once a step.
+
+        Args:
+            loss: of the step just made; the governor judges it.
+        """
+        return Boundary(self, loss)
+
+    def submit(self, *_: Any, **__: Any) -> None:
+        """Raises BoundaryError: proposals are submitted to a boundary."""
+        raise BoundaryError(_CLOSED)
+
+    def close(self) -> None:
+        """End the session; the model is an ordinary one again."""
+        self._release()
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run needs to go on bit for bit, whatever grew or went meanwhile.
+
+        Tensors are not copies, as in `torch.nn.Module.state_dict`. Readable by `torch.load` with
+        `weights_only=True`.
+        """
+        warm = [
+            {name: list(left[p]) for name, p in self.model.named_parameters() if p in left}
+            for left in (warmup.active() for warmup in self.warmups)
+        ]
+        averages = [
+            {
+                "model": checkpoint.capture_model(_average(e)),
+                "buffers": dict(e.named_buffers(recurse=False)),
+            }
+            for e in self.averages
+        ]
+        return {
+            "format": _FORMAT,
+            "model": checkpoint.capture_model(self.model),
+            "optimizers": [
+                checkpoint.capture_optimizer(self.model, f.optimizer) for f in self.optimizers
+            ],
+            "schedulers": [s.state_dict() for s in self.schedulers],
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "averages": averages,
+            "warmups": warm,
+            "governor": None if self.governor is None else list(self.governor.losses),
+            "random": checkpoint.capture_random(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken, in this or another process.
+
+        The session must have been built the same way: the same module traced, the same kinds of
+        optimizer, schedulers and averages.
+
+        Raises:
+            InputError: the state is not that of such a session. Nothing has changed then.
+        """
+        self._fits(state)
+        before = checkpoint.copied(self.state_dict())
+        try:
+            self._restore(state)
+        except BaseException:
+            self._restore(before)
+            raise
+
+    def _fits(self, state: Mapping[str, Any]) -> None:
+        if state.get("format") != _FORMAT:
+            raise InputError(f"the state has format {state.get('format')}, expected {_FORMAT}")
+        for key, own in (
+            ("optimizers", self.optimizers),
+            ("schedulers", self.schedulers),
+            ("averages", self.averages),
+        ):
+            if len(state[key]) != len(own):
+                raise InputError(f"the state has {len(state[key])} {key}, this session {len(own)}")
+        if (state["scaler"] is None) != (self.scaler is None):
+            raise InputError("the state and this session differ in whether they have a scaler")
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        closed = self.model.closed
+        checkpoint.restore_model(self.model, state["model"])
+        self.model.closed = closed
+        for follower, captured in zip(self.optimizers, state["optimizers"], strict=True):
+            checkpoint.restore_optimizer(self.model, follower.optimizer, captured)
+        for scheduler, captured in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(checkpoint.copied(captured))
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        for average, captured in zip(self.averages, state["averages"], strict=True):
+            checkpoint.restore_model(_average(average), captured["model"])
+            for name, buffer in average.named_buffers(recurse=False):
+                buffer.copy_(captured["buffers"][name])
+        parameters = dict(self.model.named_parameters())
+        for warmup, captured in zip(self.warmups, state["warmups"], strict=True):
+            warmup.assign({parameters[n]: (left[0], left[1]) for n, left in captured.items()})
+        if self.governor is not None and state["governor"] is not None:
+            self.governor.losses.clear()
+            self.governor.losses.extend(state["governor"])
+        checkpoint.restore_random(state["random"])
+        self.check()
+
+    def check(self) -> None:
+        """Raises BoundaryError unless optimizers and averages hold exactly what lives."""
+        for follower in self.followers:
+            follower.check()
+
+    # -- keyframes -------------------------------------------------------------------------------
+
+    def keep(self) -> None:
+        """Take a keyframe: a copy of the whole training state, to which the governor returns."""
+        self._keyframe = checkpoint.copied(self.state_dict())
+        self._rollbacks = 0
+        self.since.clear()
+
+    def roll_back(self) -> int:
+        """Return to the keyframe and give its tick. Raises BoundaryError where there is none."""
+        if self._keyframe is None:
+            raise BoundaryError("there is no keyframe to return to")
+        limit = self.governor.limit if self.governor is not None else 1
+        if self._rollbacks >= limit:
+            raise BoundaryError(
+                f"training broke {self._rollbacks + 1} times from the keyframe of tick "
+                f"{self.tick}: the data or the learning rate must change"
+            )
+        self._restore(self._keyframe)
+        self._rollbacks += 1
+        self._charge()
+        return self.tick
+
+    def _charge(self) -> None:
+        """Antibodies against what was changed since the keyframe: it may be what broke."""
+        ecology = self.model.ecology
+        for target in dict.fromkeys(t for p in self.since for t in p.targets):
+            old = ecology.immunity(target)
+            antibody = Antibody(tick=ecology.tick, harm=1.0)
+            ecology.set(target, old.model_copy(update={"antibodies": (*old.antibodies, antibody)}))
+        self.since.clear()
+
+
+def _average(module: torch.nn.Module) -> Model:
+    inner = module.module if isinstance(module, torch.optim.swa_utils.AveragedModel) else module
+    assert isinstance(inner, Model)
+    return inner
+
+
+def _several(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
