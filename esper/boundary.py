@@ -50,6 +50,8 @@ class Boundary:
             raise BoundaryError("this boundary is over; ask the session for another")
         self._refuse_half_a_step()
         session._open = True
+        if session.meter is not None:
+            session.meter.listen()
         try:
             self._govern()
         except BaseException:

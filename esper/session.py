@@ -24,6 +24,7 @@ from esper.ir.ecology import Antibody
 from esper.ir.model import Model
 from esper.live import checkpoint
 from esper.live.averages import AverageFollower
+from esper.live.compiled import Compilation, CompileMeter
 from esper.live.governor import Governor
 from esper.live.optimizers import GroupOf, OptimizerFollower
 from esper.live.policy import StatePolicy
@@ -108,6 +109,8 @@ class Session:
         self.manager = PassManager(
             model, verify=verify, instruments=instruments, followers=self.followers
         )
+        self.compilations: list[Compilation] = []
+        self.meter: CompileMeter | None = None
         self._open = False
         self._keyframe: dict[str, Any] | None = None
         self._rollbacks = 0
@@ -138,9 +141,27 @@ class Session:
         """Raises BoundaryError: proposals are submitted to a boundary."""
         raise BoundaryError(_CLOSED)
 
+    def compile(self, **options: Any) -> None:
+        """Run the model compiled from now on; takes the options of `torch.compile`.
+
+        `compilations` tells each compilation with its price in seconds. Where PyTorch would give
+        up compiling and go on in eager mode, the step raises instead.
+        """
+        if self.meter is None:
+            own = weakref.ref(self)
+
+            def tick() -> int:
+                session = own()
+                return -1 if session is None else session.tick
+
+            self.meter = CompileMeter(tick, self.compilations.append)
+        self.model.compile(**options)
+
     def close(self) -> None:
         """End the session; the model is an ordinary one again."""
         self._release()
+        if self.meter is not None:
+            self.meter.close()
 
     # -- checkpoints -----------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from esper.records import Record
 
 _KEY = "esper"
+_REMEMBERED = 2  # generated functions: one for training, one for evaluation
 
 
 class _Data:
@@ -45,6 +46,7 @@ class _Data:
         self.payloads: dict[str, dict[str, torch.Tensor]] = {}
         self.ecology = Ecology()
         self.closed = ""
+        self.forwards: dict[str, Callable[..., Any]] = {}
 
     def copy(self) -> _Data:
         new = _Data()
@@ -198,6 +200,23 @@ class Model(fx.GraphModule):
         """Solved tensors waiting for a proposal that names their digest; never saved."""
         return self._data.payloads
 
+    def recompile(self) -> Any:
+        """Generate code. Equal code is the same function as before: compilers know it again.
+
+        Without this, `torch.compile` would compile anew whenever training gives way to evaluation
+        and back.
+        """
+        code = super().recompile()
+        if _KEY in self.__dict__.get("meta", {}):  # not while PyTorch builds the module
+            cls, known = type(self), self._data.forwards
+            before = known.pop(self._code, None)
+            if before is not None and _same_globals(before, cls.forward):
+                cls.forward = before
+            known[self._code] = cls.forward
+            while len(known) > _REMEMBERED:
+                del known[next(iter(known))]
+        return code
+
     def mark_stale(self) -> None:
         """Regenerate code at the next call: edits in a batch then cost one code generation."""
         type(self).forward = _refresh_and_forward
@@ -338,6 +357,13 @@ class Model(fx.GraphModule):
         from esper.ir.printer import print_model
 
         return print_model(self)
+
+
+def _same_globals(one: Any, other: Any) -> bool:
+    a, b = one.__globals__, other.__globals__
+    return a.keys() == b.keys() and all(
+        a[name] is b[name] or (name != "__builtins__" and a[name] == b[name]) for name in a
+    )
 
 
 def _refresh_and_forward(self: Model, *args: Any, **kwargs: Any) -> Any:
