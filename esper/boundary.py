@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from esper.errors import BoundaryError
+from esper.live.diary import digests
 from esper.live.policy import StatePolicy
 from esper.plan import Plan, Refusal
 from esper.propose import Proposal
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from esper.manager import Transaction
+    from esper.recorder.event import Event
     from esper.session import Session
 
 _KEEP = StatePolicy()
@@ -79,6 +81,9 @@ class Boundary:
             session.model.ecology.tick += 1
         if self.records:
             session.check()
+            if session.recorder is not None and kind is None:
+                state = digests(session.model, [f.optimizer for f in session.optimizers])
+                session.diary.boundary(session.tick, state, self._loss())
 
     # -- proposals -------------------------------------------------------------------------------
 
@@ -86,12 +91,18 @@ class Boundary:
         """Dry run."""
         return self.session.manager.plan(proposal)
 
-    def submit(self, *proposals: Proposal, policy: StatePolicy | None = None) -> list[Record]:
+    def submit(
+        self,
+        *proposals: Proposal,
+        policy: StatePolicy | None = None,
+        cause: Event | int | None = None,
+    ) -> list[Record]:
         """Apply proposals in order; each record says what became of one. Refusals raise nothing.
 
         Args:
             proposals: what is wished.
             policy: what optimizer state does; by default the session's policy for the type.
+            cause: the event of the flight record that led to the proposals.
         """
         session = self.session
         if self._closed or not session._open:
@@ -101,8 +112,8 @@ class Boundary:
             chosen = policy or session.policies.get(proposal.type, _KEEP)
             if self._scope is None:
                 self._begin()
-            made.append(self._apply(proposal, chosen))
-        self.records += made
+            made.append(self._recorded(proposal, chosen, cause))
+            self.records.append(made[-1])
         return made
 
     def _begin(self) -> None:
@@ -112,6 +123,20 @@ class Boundary:
             session.keep()
         self._scope = session.manager.transaction()
         self._transaction = self._scope.__enter__()
+
+    def _recorded(
+        self, proposal: Proposal, policy: StatePolicy, cause: Event | int | None
+    ) -> Record:
+        session, diary = self.session, self.session.diary
+        if diary.recorder is None:
+            return self._apply(proposal, policy)
+        optimizers = [follower.optimizer for follower in session.optimizers]
+        before = digests(session.model, optimizers)
+        event = diary.proposed(proposal, len(self.records), policy, cause)
+        record = self._apply(proposal, policy)
+        after = digests(session.model, optimizers) if record.kind == "passed" else None
+        diary.judged(record, event, before, after)
+        return record
 
     def _apply(self, proposal: Proposal, policy: StatePolicy) -> Record:
         session = self.session
@@ -138,6 +163,12 @@ class Boundary:
 
     # -- opening ---------------------------------------------------------------------------------
 
+    def _loss(self) -> float | None:
+        loss = self.loss
+        if isinstance(loss, torch.Tensor):
+            return float(loss.detach())
+        return None if loss is None else float(loss)
+
     def _refuse_half_a_step(self) -> None:
         scaler = self.session.scaler
         if scaler is None:
@@ -152,12 +183,15 @@ class Boundary:
 
     def _govern(self) -> None:
         session, governor = self.session, self.session.governor
+        session.diary.tick(session.tick, self._loss())
         if governor is None:
             return
         if self.loss is not None:
-            self.rolled_back = governor.judge(_number(self.loss))
+            loss = self._loss()
+            assert loss is not None
+            self.rolled_back = governor.judge(loss)
             if self.rolled_back:
-                session.roll_back()
+                session.roll_back(self.rolled_back)
                 return
         every = session.keyframe_every
         if session._keyframe is None or (every and session.tick % every == 0):
@@ -166,7 +200,3 @@ class Boundary:
 
 def _trains(tensor: torch.Tensor, op: object) -> bool:
     return tensor.requires_grad and (not isinstance(op, Create) or op.trainable)
-
-
-def _number(loss: float | torch.Tensor) -> float:
-    return float(loss.detach()) if isinstance(loss, torch.Tensor) else float(loss)

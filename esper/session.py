@@ -12,9 +12,10 @@ goes through the pass manager, and optimizer, averages and stages follow it or n
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -25,11 +26,13 @@ from esper.ir.model import Model
 from esper.live import checkpoint
 from esper.live.averages import AverageFollower
 from esper.live.compiled import Compilation, CompileMeter
+from esper.live.diary import Diary
 from esper.live.governor import Governor
 from esper.live.optimizers import GroupOf, OptimizerFollower
 from esper.live.policy import StatePolicy
 from esper.live.warmup import Warmup
 from esper.manager import PassManager, Verify
+from esper.recorder.writer import Recorder
 
 if TYPE_CHECKING:
     from esper.instruments.base import Instrument
@@ -51,6 +54,7 @@ class Session:
         scheduler: learning-rate scheduler(s); the caller goes on stepping them.
         scaler: a GradScaler; boundaries are then refused between `unscale_` and `update`.
         ema: averaged copies (`AveragedModel(model)`), which follow each change.
+        recorder: a `Recorder`, or the path of a new flight record that the session closes.
         policies: proposal type -> what optimizer state does; `keep` for all others.
         governor: notices broken training and rolls back; None trusts the caller.
         keyframe_every: boundaries between two copies of the whole training state for the governor;
@@ -72,6 +76,7 @@ class Session:
         scheduler: Any = None,
         scaler: Any = None,
         ema: torch.nn.Module | Sequence[torch.nn.Module] | None = None,
+        recorder: Recorder | str | os.PathLike[str] | None = None,
         policies: Mapping[str, StatePolicy] | None = None,
         governor: Governor | None = None,
         keyframe_every: int = 100,
@@ -115,6 +120,12 @@ class Session:
         self._keyframe: dict[str, Any] | None = None
         self._rollbacks = 0
         self.since: list[Proposal] = []  # committed since the keyframe
+        self._owned = recorder is not None and not isinstance(recorder, Recorder)
+        self.recorder = (
+            recorder if recorder is None or isinstance(recorder, Recorder) else Recorder(recorder)
+        )
+        self.diary = Diary(self.recorder)
+        self.diary.begin(model, {"torch": torch.initial_seed()})
         model.closed = _CLOSED
         # A model outlives its session: it opens again when the session is gone.
         self._release = weakref.finalize(self, setattr, model, "closed", "")
@@ -154,14 +165,29 @@ class Session:
                 session = own()
                 return -1 if session is None else session.tick
 
-            self.meter = CompileMeter(tick, self.compilations.append)
+            def note(compilation: Compilation) -> None:
+                session = own()
+                if session is not None:
+                    session.compilations.append(compilation)
+                    session.diary.compiled(compilation)
+
+            self.meter = CompileMeter(tick, note)
         self.model.compile(**options)
 
     def close(self) -> None:
-        """End the session; the model is an ordinary one again."""
+        """End the session; the model is an ordinary one again. Closes its own flight record."""
         self._release()
         if self.meter is not None:
             self.meter.close()
+        if self.recorder is not None and self._owned:
+            self.recorder.finish()
+            self._owned = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -194,6 +220,7 @@ class Session:
             "warmups": warm,
             "governor": None if self.governor is None else list(self.governor.losses),
             "random": checkpoint.capture_random(),
+            "recorder": None if self.recorder is None else self.recorder.position,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -262,7 +289,7 @@ class Session:
         self._rollbacks = 0
         self.since.clear()
 
-    def roll_back(self) -> int:
+    def roll_back(self, reason: str) -> int:
         """Return to the keyframe and give its tick. Raises BoundaryError where there is none."""
         if self._keyframe is None:
             raise BoundaryError("there is no keyframe to return to")
@@ -274,17 +301,19 @@ class Session:
             )
         self._restore(self._keyframe)
         self._rollbacks += 1
-        self._charge()
+        self.diary.rolled_back(reason, self.tick, self._charge())
         return self.tick
 
-    def _charge(self) -> None:
+    def _charge(self) -> list[str]:
         """Antibodies against what was changed since the keyframe: it may be what broke."""
         ecology = self.model.ecology
-        for target in dict.fromkeys(t for p in self.since for t in p.targets):
+        targets = list(dict.fromkeys(t for p in self.since for t in p.targets))
+        for target in targets:
             old = ecology.immunity(target)
             antibody = Antibody(tick=ecology.tick, harm=1.0)
             ecology.set(target, old.model_copy(update={"antibodies": (*old.antibodies, antibody)}))
         self.since.clear()
+        return targets
 
 
 def _average(module: torch.nn.Module) -> Model:

@@ -1,4 +1,4 @@
-"""`esper`: looks into models, and runs the benchmarks of a source checkout."""
+"""`esper`: looks into models and flight records, and runs the benchmarks of a checkout."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from esper.cli import shell
+from esper.cli.flight import log_command, why_command
 from esper.cli.options import make_app, run_app
 from esper.errors import UsageError
 
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         codes: list[int] = []
-        app = make_app(NAME, _inspect(codes.append), _bench(codes.append))
+        done = codes.append
+        app = make_app(NAME, _inspect(done), _bench(done), log_command(done), why_command(done))
         if run_app(app, NAME, words or ["--help"]):
             return 0
         return codes[0]

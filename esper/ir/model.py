@@ -206,7 +206,11 @@ class Model(fx.GraphModule):
         Without this, `torch.compile` would compile anew whenever training gives way to evaluation
         and back.
         """
+        call = vars(type(self)).get("__call__")
         code = super().recompile()
+        if call is not None:
+            # The same for all code; compilers take the death of the old one for a change.
+            setattr(type(self), "__call__", call)  # noqa: B010
         if _KEY in self.__dict__.get("meta", {}):  # not while PyTorch builds the module
             cls, known = type(self), self._data.forwards
             before = known.pop(self._code, None)
@@ -359,10 +363,12 @@ class Model(fx.GraphModule):
         return print_model(self)
 
 
-def _same_globals(one: Any, other: Any) -> bool:
-    a, b = one.__globals__, other.__globals__
-    return a.keys() == b.keys() and all(
-        a[name] is b[name] or (name != "__builtins__" and a[name] == b[name]) for name in a
+def _same_globals(before: Any, new: Any) -> bool:
+    """Whether two functions of one text mean the same (compilers add names of their own)."""
+    a, b = before.__globals__, new.__globals__
+    return all(
+        name in a and (a[name] is b[name] or (name != "__builtins__" and a[name] == b[name]))
+        for name in b
     )
 
 

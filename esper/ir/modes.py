@@ -75,9 +75,14 @@ def _count(graph: fx.Graph, node: fx.Node, counter: str, training: bool) -> bool
                 read.meta = {"val": None, "module": node.meta.get("module", ""), "source": ""}
             add = graph.call_function(aten.add_.Tensor, (read, 1))
             add.meta = {**read.meta, "module": node.meta.get("module", "")}
+            # The name that it had: training code is then the same text after each evaluation.
+            name = node.meta.get("counting")
+            if name is not None and all(other.name != name for other in graph.nodes):
+                add.name = name
         return True
     if not training and present:
         for add in present:
+            node.meta["counting"] = add.name
             graph.erase_node(add)
         return True
     return False

@@ -58,8 +58,8 @@ def verify(
         for frame in frames.read(stream, frames.genesis(), found.end):
             found = _with(found, frame, each)
         if not found.run:
-            raise frames.Broken(found.end, "it is cut off")
-    except frames.Broken as broken:
+            raise frames.BrokenError(found.end, "it is cut off")
+    except frames.BrokenError as broken:
         return _broken(stream, name, broken, found)
     return replace(found, reason=_good(name, found))
 
@@ -73,34 +73,32 @@ def _with(
         run = content["run"]
     elif frame.tag == frames.SEAL:
         if content != {"events": events, "head": before.head}:
-            raise frames.Broken(frame.start, "the seal is of other events")
+            raise frames.BrokenError(frame.start, "the seal is of other events")
         sealed = events
     else:
         if content["number"] != events:
-            raise frames.Broken(frame.start, f"its number is {content['number']}")
+            raise frames.BrokenError(frame.start, f"its number is {content['number']}")
         if each is not None:
             each(frame)
         events += 1
-    return Verification(
-        run=run, events=events, sealed=sealed, end=frame.end, head=frame.hash.hex()
-    )
+    return Verification(run=run, events=events, sealed=sealed, end=frame.end, head=frame.hash.hex())
 
 
 def _content(frame: frames.Frame, *, first: bool) -> dict[str, Any]:
     """The decoded payload of a frame that may stand here."""
     if (frame.tag == frames.HEAD) != first:
-        raise frames.Broken(frame.start, "it stands where no such record may stand")
+        raise frames.BrokenError(frame.start, "it stands where no such record may stand")
     try:
         found: dict[str, Any] = canonical.decode(frame.payload)
         needed = {frames.HEAD: "run", frames.SEAL: "head"}.get(frame.tag, "number")
         found[needed]
     except (ValueError, RecursionError, KeyError, TypeError, IndexError) as error:
-        raise frames.Broken(frame.start, "it is not what a recorder writes") from error
+        raise frames.BrokenError(frame.start, "it is not what a recorder writes") from error
     return found
 
 
 def _broken(
-    stream: BinaryIO, name: str, broken: frames.Broken, good: Verification
+    stream: BinaryIO, name: str, broken: frames.BrokenError, good: Verification
 ) -> Verification:
     at = f"at byte {broken.offset}"
     if not good.run:

@@ -36,7 +36,7 @@ def fingerprint(device: str = "cpu") -> dict[str, Any]:
         "device": device,
         "device_name": torch.cuda.get_device_name(device) if cuda else _processor(),
         "cuda": torch.version.cuda if cuda else None,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,  # type: ignore[no-untyped-call]
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "interop_threads": torch.get_num_interop_threads(),

@@ -42,7 +42,7 @@ class Frame:
     hash: bytes
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     """What stands at `offset` is no whole frame of the chain."""
 
     def __init__(self, offset: int, reason: str) -> None:
@@ -86,7 +86,7 @@ def read_start(stream: BinaryIO, name: str) -> None:
 def read(stream: BinaryIO, previous: bytes, at: int) -> Iterator[Frame]:
     """Frames from offset `at` on, each held against the chain; ends at the end of the file.
 
-    The position of the stream may be changed between frames. Raises Broken.
+    The position of the stream may be changed between frames. Raises BrokenError.
     """
     while True:
         stream.seek(at)
@@ -102,18 +102,18 @@ def _one(stream: BinaryIO, previous: bytes, at: int) -> Frame | None:
     if not prefix:
         return None
     if len(prefix) < _PREFIX.size:
-        raise Broken(at, "it is cut off")
+        raise BrokenError(at, "it is cut off")
     tag, length = _PREFIX.unpack(prefix)
     if tag not in (HEAD, EVENT, SEAL):
-        raise Broken(at, "no record begins here")
+        raise BrokenError(at, "no record begins here")
     if length > _LONGEST:
-        raise Broken(at, "its length is impossible")
+        raise BrokenError(at, "its length is impossible")
     rest = stream.read(length + _HASH)
     if len(rest) < length + _HASH:
-        raise Broken(at, "it is cut off")
+        raise BrokenError(at, "it is cut off")
     payload, stated = rest[:length], rest[length:]
     if hashlib.blake2b(previous + prefix + payload, digest_size=_HASH).digest() != stated:
-        raise Broken(at, "its hash does not agree with its content and what came before")
+        raise BrokenError(at, "its hash does not agree with its content and what came before")
     return Frame(tag, payload, at, at + _PREFIX.size + length + _HASH, stated)
 
 
@@ -149,11 +149,17 @@ def _is_seal(data: bytes, at: int) -> bool:
         previous = bytes.fromhex(content["head"])
     except (ValueError, KeyError, TypeError):
         return False
-    return hashlib.blake2b(previous + data[at:end], digest_size=_HASH).digest() == data[
-        end : end + _HASH
-    ]
+    return (
+        hashlib.blake2b(previous + data[at:end], digest_size=_HASH).digest()
+        == data[end : end + _HASH]
+    )
 
 
 def size(stream: BinaryIO) -> int:
     """Bytes of the file."""
     return os.fstat(stream.fileno()).st_size
+
+
+def payload_of(frame: bytes) -> bytes:
+    """The payload within the bytes of a frame that was read before."""
+    return frame[_PREFIX.size : -_HASH]

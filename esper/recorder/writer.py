@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esper.errors import EsperError, InputError, UsageError
-from esper.recorder import canonical, chain, frames, kinds, sidecar
+from esper.recorder import canonical, chain, fingerprint, frames, kinds, sidecar
 from esper.recorder.event import Event
 from esper.recorder.happenings import Finished, Keyframe, Resumed
 from esper.recorder.payload import Payload, Plain
@@ -75,6 +75,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._closed = ""
+        self._last = b""  # hash of the last event: seals come and go behind it
         if resume is False:
             self.run = run or f"run-{secrets.token_hex(4)}"
             start, head = frames.header(self.run)
@@ -97,7 +98,7 @@ class Recorder:
     def position(self) -> dict[str, Any]:
         """Where the log stands now, for a checkpoint: see `resume`."""
         state = self._state
-        return {"run": self.run, "events": state.events, "head": state.hash.hex()}
+        return {"run": self.run, "events": state.events, "head": self._last.hex()}
 
     def event(
         self,
@@ -212,7 +213,7 @@ class Recorder:
             with self._lock:
                 self._sink.sync()  # the last seal too
         finally:
-            self._closed = self._closed or f"the recorder of {self.path} is closed"
+            self._closed = f"the recorder of {self.path} is closed"
             self._sink.close()
 
     def __enter__(self) -> Recorder:
@@ -240,6 +241,8 @@ class Recorder:
         try:
             self._sink.write(data, state.end)
             self._state = _State(state.end + len(data), found, events, sealed)
+            if tag == frames.EVENT:
+                self._last = found
         except BaseException:
             # Interrupted or refused: the file ends where the chain does, before or after.
             try:
@@ -260,15 +263,15 @@ class Recorder:
     def _continue(self, run: str | None, position: Mapping[str, Any] | None) -> None:
         """Take over an existing log: check it, cut a torn tail off, say so in the log."""
         wanted = None if position is None else int(position["events"])
-        heads: dict[int, str] = {}
-        ticks = {}
+        head = last = ""
+        tick = 0
 
         def each(frame: frames.Frame) -> None:
+            nonlocal head, last, tick
             content = canonical.decode(frame.payload)
-            heads[content["number"] + 1] = frame.hash.hex()
-            ticks["last"] = content["tick"]
-            if wanted != content["number"] + 1:
-                heads.pop(content["number"], None)
+            tick, last = int(content["tick"]), frame.hash.hex()
+            if wanted == content["number"] + 1:
+                head = last
 
         with chain.open_log(self.path) as stream:
             found = chain.verify(stream, str(self.path), each)
@@ -277,3 +280,24 @@ class Recorder:
         names = {run, None if position is None else str(position["run"])} - {None, found.run}
         if names:
             raise UsageError(f"{self.path} is the log of {found.run}, not of {names.pop()}")
+        if position is not None and wanted and wanted > found.events:
+            raise InputError(
+                f"the checkpoint was written after event {wanted - 1}, and {self.path} ends with "
+                f"event {found.events - 1}"
+            )
+        if position is not None and wanted and position["head"] != head:
+            raise InputError(
+                f"event {wanted - 1} of {self.path} is not the one that the checkpoint was written "
+                "after: it belongs to another life of this run"
+            )
+        self.run = found.run
+        self.tick = tick
+        if found.torn_bytes:
+            self._sink.truncate(found.end)
+        self._state = _State(found.end, bytes.fromhex(found.head), found.events, found.sealed)
+        self._last = bytes.fromhex(last)
+        lost = None if wanted is None or wanted == found.events else wanted - 1
+        payload = Resumed(
+            truncated_bytes=found.torn_bytes, lost_after=lost, platform=fingerprint.fingerprint()
+        )
+        self.resumed = self.event("resumed", payload)

@@ -1,0 +1,160 @@
+"""What a session writes into its flight record."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from esper.recorder.decisions import Proposed, ResolvedConfig, Rewrite, Verdict
+from esper.recorder.event import Event
+from esper.recorder.fingerprint import run_started
+from esper.recorder.happenings import Boundary, Recompile, Rollback, Tick
+from esper.recorder.sidecar import tensors_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from esper.ir.model import Model
+    from esper.live.compiled import Compilation
+    from esper.live.policy import StatePolicy
+    from esper.propose import Proposal
+    from esper.recorder.writer import Recorder
+    from esper.records import Record
+
+Digests = tuple[str, str, str]  # of graph, parameters and buffers, optimizer state
+Cause = Event | int | None
+
+
+class Diary:
+    """Writes the events of a session; without a recorder it does nothing.
+
+    Ticks are written at once and reach the disk with the next boundary at which something was
+    proposed, at the latest every `sync_every` ticks.
+    """
+
+    def __init__(self, recorder: Recorder | None, sync_every: int = 50) -> None:
+        self.recorder = recorder
+        self._sync_every = sync_every
+        self._compilations = 0
+
+    def begin(self, model: Model, seeds: Mapping[str, int]) -> None:
+        """The first event, unless the log goes on."""
+        if self.recorder is None or self.recorder.events:
+            return
+        parameter = next(iter(model.parameters()), None)
+        device = "cpu" if parameter is None else str(parameter.device)
+        start = run_started(seeds=seeds, device=device, model=graph_digest(model))
+        self.recorder.event("run-started", start)
+        self.recorder.sync()
+
+    def tick(self, tick: int, loss: float | None) -> None:
+        """One training step."""
+        if self.recorder is not None:
+            self.recorder.tick = tick
+            self.recorder.event("tick", Tick(loss=loss))
+            if tick % self._sync_every == 0:
+                self.recorder.sync()
+
+    def proposed(self, proposal: Proposal, rank: int, policy: StatePolicy, cause: Cause) -> Cause:
+        """A proposal as submitted, and what was resolved; returns the event to go on from."""
+        if self.recorder is None:
+            return None
+        target = proposal.targets[0] if proposal.targets else ""
+        agent = proposal.proposer
+        payload = Proposed(proposal=proposal.model_dump(mode="json"), rank=rank)
+        event = self.recorder.event("proposal", payload, cause=cause, agent=agent, target=target)
+        config = _resolved(proposal, policy)
+        return self.recorder.event(
+            "resolved-config", config, cause=event, agent=agent, target=target
+        )
+
+    def judged(
+        self, record: Record, cause: Cause, before: Digests | None, after: Digests | None
+    ) -> None:
+        """What became of it, and what changed."""
+        if self.recorder is None or record.proposal is None:
+            return
+        proposal = record.proposal
+        names = {
+            "agent": proposal.proposer,
+            "target": proposal.targets[0] if proposal.targets else "",
+        }
+        verdict = Verdict(
+            result=record.kind,
+            code=record.code,
+            reason=record.reason,
+            remedy=record.remedy,
+            node=record.node,
+            figures={k: v for k, v in record.figures.items() if k != "event"},
+            plan=record.plan_digest or "",
+        )
+        event = self.recorder.event("verdict", verdict, cause=cause, **names)
+        if record.kind == "passed" and before is not None and after is not None:
+            rewrite = Rewrite(
+                record.plan_digest or "",
+                before[0], after[0], before[1], after[1], before[2], after[2],
+                record.plan_summary,
+            )  # fmt: skip
+            self.recorder.event("rewrite", rewrite, cause=event, **names)
+
+    def boundary(self, index: int, digests: Digests, loss: float | None) -> None:
+        """The state after a boundary at which something was proposed; it is on disk then."""
+        if self.recorder is not None:
+            payload = Boundary(
+                index=index,
+                graph=digests[0],
+                parameters=digests[1],
+                optimizer=digests[2],
+                loss=loss,
+            )
+            self.recorder.event("boundary", payload)
+            self.recorder.sync()
+
+    def rolled_back(self, reason: str, to: int, charged: Sequence[str]) -> None:
+        """The governor acted."""
+        if self.recorder is not None:
+            figures = {"to_tick": to, "charged": list(charged)}
+            self.recorder.event("rollback", Rollback(reason=reason, figures=figures))
+            self.recorder.sync()
+
+    def compiled(self, compilation: Compilation) -> None:
+        """A compilation ended."""
+        self._compilations += 1
+        if self.recorder is not None:
+            payload = Recompile(
+                "model", self._compilations, compilation.seconds, compilation.trigger
+            )
+            self.recorder.event("recompile", payload)
+
+
+def _resolved(proposal: Proposal, policy: StatePolicy) -> ResolvedConfig:
+    fields = proposal.model_dump(mode="json", exclude={"type", "proposer", "evidence"})
+    blend: dict[str, Any] = fields.pop("blend", None) or {}
+    return ResolvedConfig(
+        blueprint=str(fields.pop("blueprint", "")),
+        blend=str(blend.get("algorithm", "")),
+        curve=str(blend.get("curve", "")),
+        tempo=str(blend.get("ticks", "")),
+        init=str(fields.pop("init", "")),
+        state_policy=policy.text(),
+        values=fields,
+    )
+
+
+def graph_digest(model: Model) -> str:
+    """32 hexadecimal digits for the printed graph."""
+    return hashlib.blake2b(str(model).encode(), digest_size=16).hexdigest()
+
+
+def digests(model: Model, optimizers: Sequence[torch.optim.Optimizer]) -> Digests:
+    """Of the graph, of parameters and buffers, and of optimizer state by parameter name."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    states: dict[str, torch.Tensor] = {}
+    for index, optimizer in enumerate(optimizers):
+        for parameter, values in optimizer.state.items():
+            for key, value in values.items():
+                if isinstance(value, torch.Tensor):
+                    states[f"{index}/{names.get(id(parameter), '?')}/{key}"] = value
+    return graph_digest(model), tensors_digest(dict(model.all_tensors())), tensors_digest(states)

@@ -1,0 +1,1 @@
+"""The flight recorder: why each change was made, provable afterwards."""

@@ -1,0 +1,182 @@
+"""Reading a record: why, SQL, exports, and the commands around them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from esper.cli.main import main
+from esper.recorder.decisions import (
+    HeadMask,
+    HeadSample,
+    Mask,
+    Observation,
+    Outcome,
+    Proposed,
+    ResolvedConfig,
+    Rewrite,
+    Verdict,
+)
+from esper.recorder.event import Event
+from esper.recorder.happenings import Metric, Tick, Transition
+from esper.recorder.writer import Recorder
+from tests.support import filecheck
+
+
+def _decision(path: Path) -> dict[str, Event]:
+    """A log with one whole decision."""
+    who = {"agent": "tamiyo", "target": "slot:stem.out"}
+    with Recorder(path, run="run-test", clock=None) as r:
+        r.tick = 3
+        seen = r.event("observation", Observation("d1", {"loss": 0.5}), **who)
+        head = HeadMask(("add", "multiply"), (True, False), ("", "cooldown"))
+        mask = r.event(
+            "mask", Mask({"blend": head}, {"cooldown": "changed 3 ticks ago"}), cause=seen, **who
+        )
+        drawn = HeadSample(
+            "blend", ("add", "multiply"), (0.5, 2.0), (True, False), (1.0, 0.0), 0.0, 0.0, 0,
+            "tamiyo", 7,
+        )  # fmt: skip
+        sample = r.event("head-sample", drawn, cause=mask, **who)
+        asked = r.event("proposal", Proposed({"type": "plant-seed"}), cause=sample, **who)
+        config = ResolvedConfig(blueprint="norm", blend="add", tempo="20", values={"seed": 4})
+        resolved = r.event("resolved-config", config, cause=asked, **who)
+        said = Verdict("passed", "applied", "planted norm", figures={"parameters": 8})
+        verdict = r.event("verdict", said, cause=resolved, **who)
+        done = r.event("rewrite", Rewrite("p1", "g1", "g2"), cause=verdict, **who)
+        r.event("transition", Transition("dormant", "incubating"), target="slot:stem.out")
+        r.tick = 9
+        r.event("transition", Transition("incubating", "blending"), target="slot:stem.out")
+        out = r.event("outcome", Outcome({"loss_change": -0.1}, 6, "paired"), cause=done, **who)
+        r.event("metric", Metric("accuracy", 0.75))
+        r.event("tick", Tick(loss=0.25))
+    return {"seen": seen, "verdict": verdict, "done": done, "out": out}
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> tuple[Path, dict[str, Event]]:
+    path = tmp_path / "run.esperlog"
+    return path, _decision(path)
+
+
+def test_why_prints_the_chain(
+    log: tuple[Path, dict[str, Event]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, events = log
+    assert main(["why", str(path), events["verdict"].code[:6].lower()]) == 0
+    text = capsys.readouterr().out
+    filecheck(
+        text,
+        """
+        CHECK: tick 3  observation of slot:stem.out by tamiyo
+        CHECK-NEXT: saw d1
+        CHECK-NEXT: loss = 0.5
+        CHECK-NEXT: mask of slot:stem.out by tamiyo
+        CHECK-NEXT: blend: add allowed
+        CHECK-NEXT: not multiply: cooldown (changed 3 ticks ago)
+        CHECK-NEXT: head-sample
+        CHECK-NEXT: blend: chose add with tamiyo, draw 7 (log-probability 0, entropy 0)
+        CHECK-NEXT: * add       logit    0.5000    1.0000
+        CHECK-NEXT: multiply  logit    2.0000    masked
+        CHECK-NEXT: proposal
+        CHECK-NEXT: asked for {"type": "plant-seed"}
+        CHECK-NEXT: resolved-config
+        CHECK-NEXT: blend = "add"
+        CHECK-NEXT: blueprint = "norm"
+        CHECK-NEXT: seed = 4
+        CHECK-NEXT: tempo = "20"
+        CHECK-NEXT: => {{.*}} verdict
+        CHECK-NEXT: passed [applied]: planted norm
+        CHECK-NEXT: parameters = 8
+        CHECK: and so
+        CHECK-NEXT: rewrite
+        CHECK: graph g1 -> g2
+        CHECK: outcome
+        CHECK-NEXT: outcome over 6 ticks (paired)
+        CHECK-NEXT: loss_change = -0.1
+        """,
+    )
+    assert main(["why", str(path), events["verdict"].code, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [cause["kind"] for cause in data["causes"]][:2] == ["observation", "mask"]
+    assert [effect["kind"] for effect in data["effects"]] == ["rewrite", "outcome"]
+
+
+def test_sql(log: tuple[Path, dict[str, Event]], capsys: pytest.CaptureFixture[str]) -> None:
+    path, events = log
+    query = "SELECT v.code, v.result, m.value FROM verdict v, metric m WHERE m.value > 0.5"
+    assert main(["log", str(path), "--json", "--sql", query]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {"code": events["verdict"].code, "result": "passed", "value": 0.75}
+    ]
+    assert main(["log", str(path), "--sql", "SELECT kind, count(*) FROM events GROUP BY 1"]) == 0
+    assert "transition" in capsys.readouterr().out
+    assert main(["log", str(path), "--sql", "SELEC"]) == 2
+    assert "this query cannot be run" in capsys.readouterr().err
+
+
+def test_exports_are_read_back(log: tuple[Path, dict[str, Event]], tmp_path: Path) -> None:
+    import duckdb
+
+    path, _ = log
+    parquet, trace = tmp_path / "out'put.parquet", tmp_path / "trace.json"
+    assert main(["log", str(path), "--export", "parquet", "-o", str(parquet)]) == 0
+    table = duckdb.read_parquet(str(parquet).replace("'", "?")).fetchall()
+    assert len(table) == 13
+    assert main(["log", str(path), "--export", "perfetto", "-o", str(trace)]) == 0
+    made = json.loads(trace.read_text())["traceEvents"]
+    slices = [(e["name"].split()[0], e["ts"], e["dur"]) for e in made if e["ph"] == "X"]
+    assert slices == [("incubating", 3000, 6000), ("blending", 9000, 1000)]
+    assert {(e["name"], e["args"]["value"]) for e in made if e["ph"] == "C"} == {
+        ("accuracy", 0.75),
+        ("loss", 0.25),
+    }
+    assert {e["args"]["name"] for e in made if e["ph"] == "M"} == {"slot:stem.out", "tamiyo", "run"}
+
+
+def test_summary_and_verification(
+    log: tuple[Path, dict[str, Event]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, events = log
+    assert main(["log", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "holds 13 events, all sealed" in text
+    assert f"{events['verdict'].code}  tick 3  slot:stem.out  applied: planted norm" in text
+    assert main(["log", str(path), "--verify"]) == 0
+    capsys.readouterr()
+    data = bytearray(path.read_bytes())
+    data[400] ^= 1
+    path.write_bytes(data)
+    assert main(["log", str(path), "--verify"]) == 1
+    assert "is the first bad one" in capsys.readouterr().out
+    assert main(["log", str(path)]) == 3
+    assert "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["log", "none.esperlog"], 3, "cannot be read"),
+        (["log", "LOG", "--verify", "--sql", "x"], 2, "exclude one another"),
+        (["log", "LOG", "--export", "csv", "-o", "x"], 2, "parquet or perfetto"),
+        (["log", "LOG", "--export", "parquet"], 2, "needs -o"),
+        (["log", "LOG", "--export", "parquet", "-o", "none/x"], 2, "cannot be written"),
+        (["log", "LOG", "--export", "perfetto", "-o", "none/x"], 2, "cannot be written"),
+        (["log", __file__], 3, "not a flight record"),
+        (["why", "LOG", "ZZZZZZZZ"], 3, "has no event"),
+        (["why", "LOG", "U!"], 3, "is no code"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    log: tuple[Path, dict[str, Event]],
+    words: list[str],
+    code: int,
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([str(log[0]) if word == "LOG" else word for word in words]) == code
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
