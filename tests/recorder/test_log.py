@@ -33,6 +33,7 @@ _PLAIN = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=8,
 )
+_KINDS = st.sampled_from(["own-kind", "other"])
 _EVENTS = st.lists(st.tuples(_KINDS, st.dictionaries(st.text(), _PLAIN)))
 _QUICK = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ from tests.support import filecheck
 
 def _decision(path: Path) -> dict[str, Event]:
     """A log with one whole decision."""
-    who = {"agent": "tamiyo", "target": "slot:stem.out"}
+    who: dict[str, Any] = {"agent": "tamiyo", "target": "slot:stem.out"}
     with Recorder(path, run="run-test", clock=None) as r:
         r.tick = 3
         seen = r.event("observation", Observation("d1", {"loss": 0.5}), **who)
