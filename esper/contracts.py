@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 
 from esper.ir import pins
 from esper.plan import Refusal
-from esper.propose import DropRegion, FuseConvBN, KeepVocabulary, Proposal, PruneUnits, Refit
+from esper.propose import (
+    DropRegion,
+    FuseConvBN,
+    KeepVocabulary,
+    Proposal,
+    PruneUnits,
+    Refit,
+    WidenUnits,
+)
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -23,7 +31,7 @@ Rule = Callable[["Model", Proposal], Refusal | None]
 
 def known_target(model: Model, proposal: Proposal) -> Refusal | None:
     """`unknown-target`: a target must be a living part."""
-    if isinstance(proposal, (PruneUnits, KeepVocabulary)):
+    if isinstance(proposal, (PruneUnits, KeepVocabulary, WidenUnits)):
         return _missing("axis", proposal.axis, model.anatomy.axes, model.identities.retired)
     if isinstance(proposal, DropRegion):
         return _missing("region", proposal.region, model.anatomy.phages, model.identities.retired)
@@ -68,8 +76,8 @@ def known_units(model: Model, proposal: Proposal) -> Refusal | None:
 
 
 def frozen_axis(model: Model, proposal: Proposal) -> Refusal | None:
-    """`frozen-axis`: an op, a port or the user forbids cutting this axis."""
-    if not isinstance(proposal, PruneUnits):
+    """`frozen-axis`: an op, a port or the user forbids another size of this axis."""
+    if not isinstance(proposal, (PruneUnits, WidenUnits)):
         return None
     axis = model.anatomy.axes[proposal.axis]
     if axis.frozen_reason is None:
@@ -88,6 +96,20 @@ def frozen_axis(model: Model, proposal: Proposal) -> Refusal | None:
     if source:
         reason += f" ({source})"
     return Refusal("frozen-axis", reason, axis.frozen_node, remedy)
+
+
+def apart_units(model: Model, proposal: Proposal) -> Refusal | None:
+    """`coupled-axis`: units that share statistics cannot grow without a change to all others."""
+    if not isinstance(proposal, WidenUnits):
+        return None
+    axis = model.anatomy.axes[proposal.axis]
+    if axis.lossy_reason is not None:
+        reason = f"units of {axis.id} share statistics ({axis.lossy_reason})"
+    elif axis.size <= 1:
+        reason = f"{axis.id} has a single unit, which the analysis does not tell from none"
+    else:
+        return None
+    return Refusal("coupled-axis", reason, axis.id, "widen an axis of independent units")
 
 
 def never_empty(model: Model, proposal: Proposal) -> Refusal | None:
@@ -143,6 +165,7 @@ RULES: tuple[Rule, ...] = (
     known_target,
     known_units,
     frozen_axis,
+    apart_units,
     never_empty,
     enough_units,
     bypassable_region,

@@ -15,6 +15,7 @@ from pydantic import Field, SerializeAsAny, TypeAdapter, WrapValidator
 
 from esper.errors import UsageError
 from esper.propose.base import ProposalBase, Tolerance
+from esper.propose.growth import WidenUnits
 from esper.propose.structure import (
     Cast,
     DropRegion,
@@ -41,6 +42,7 @@ __all__ = [
     "Refit",
     "SelectBackend",
     "Tolerance",
+    "WidenUnits",
     "parse",
     "register",
     "schema",
@@ -61,6 +63,7 @@ _Union = (
     | Refit
     | Cast
     | SelectBackend
+    | WidenUnits
 )
 _BUILT_IN: dict[str, type[ProposalBase]] = {_type_of(cls): cls for cls in get_args(_Union)}
 _others: dict[str, type[ProposalBase]] = {}

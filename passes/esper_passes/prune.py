@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -12,16 +11,13 @@ from esper.passbase import Context, Pass, Proposals, Remark
 from esper.propose import PruneUnits
 from esper_passes import saliency
 from esper_passes.alignment import best_size
+from esper_passes.choice import chosen_axes
 from esper_passes.cost import unit_costs
 from esper_passes.saliency import Scores
 
 if TYPE_CHECKING:
     from esper.ir.anatomy import Axis
     from esper.ir.model import Model
-
-# `any` means whole units of computation. Head sizes, query heads within a group and the embedding
-# width are cut only when named: they change every layer or every head at once.
-_ANY = ("heads", "kv-groups", "neurons", "channels", "experts", "groups")
 
 
 @dataclass(frozen=True)
@@ -110,13 +106,7 @@ class Prune(Pass):
 
     def choose(self, model: Model) -> list[Axis]:
         """Axes that the `axes` option names and that may be cut."""
-        every = [axis for axis in model.anatomy.axes.values() if axis.cuttable]
-        if self.axes == "any":
-            return [axis for axis in every if axis.kind in _ANY and axis.lossy_reason is None]
-        kinds = [axis for axis in every if axis.kind == self.axes]
-        if kinds:
-            return kinds
-        return [axis for axis in every if fnmatch.fnmatchcase(axis.id, self.axes)]
+        return chosen_axes(model, self.axes)
 
     def _scores(self, model: Model, axes: list[Axis], context: Context) -> Scores:
         if self.saliency == "magnitude":

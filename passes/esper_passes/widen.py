@@ -1,0 +1,67 @@
+"""The pass that widens: more room for training to use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from esper.passbase import Context, Pass, Proposals, Remark
+from esper.propose import WidenUnits
+from esper.propose.growth import Init
+from esper_passes.choice import chosen_axes
+
+if TYPE_CHECKING:
+    from esper.ir.model import Model
+
+
+@dataclass(frozen=True)
+class Widen(Pass):
+    """Add units to axes without changing the function: room for training, not speed."""
+
+    name: ClassVar[str] = "widen"
+    aim: ClassVar[Literal["speed", "repair", "cleanup"]] = "cleanup"
+
+    axes: str = field(
+        default="any",
+        metadata={"doc": "any, a kind (heads, neurons, channels, ...), or a glob over axis IDs"},
+    )
+    multiplier: float = field(default=1.25, metadata={"doc": "new size over present size, above 1"})
+    align: int = field(default=1, metadata={"doc": "new sizes are rounded up to multiples of this"})
+    init: Init = field(
+        default="zero", metadata={"doc": "zero and net2net keep the function, random does not"}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.multiplier > 1:
+            raise ValueError("multiplier must be above 1")
+        if self.align < 1:
+            raise ValueError("align must be at least 1")
+
+    def propose(self, model: Model, context: Context) -> Proposals:
+        """One proposal for each axis."""
+        axes = chosen_axes(model, self.axes)
+        if not axes:
+            yield Remark(
+                "missed",
+                "no-axis",
+                f"no axis that may change size matches {self.axes!r}",
+                remedy="see `esper inspect` for axes and what freezes them",
+            )
+        for axis in axes:
+            size = -(-round(axis.size * self.multiplier) // self.align) * self.align
+            if size <= axis.size:
+                yield Remark(
+                    "missed",
+                    "nothing-to-add",
+                    f"{axis.id} keeps its {axis.size} units at multiplier {self.multiplier:g}",
+                    axis.id,
+                    "a larger multiplier or alignment widens it",
+                )
+                continue
+            yield WidenUnits(
+                axis=axis.id,
+                count=size - axis.size,
+                init=self.init,
+                seed=context.seed,
+                proposer=self.name,
+            )
