@@ -79,6 +79,8 @@ class Boundary:
             self._closed = True
         if kind is None:
             session.model.ecology.tick += 1
+        if any(record.kind == "passed" for record in self.records):
+            session.model.renew_code()
         if self.records:
             session.check()
             if session.recorder is not None and kind is None:

@@ -225,6 +225,15 @@ class Model(fx.GraphModule):
         """Regenerate code at the next call: edits in a batch then cost one code generation."""
         type(self).forward = _refresh_and_forward
 
+    def renew_code(self) -> None:
+        """Run under new code, even where the text stays the same.
+
+        Compilers keep what they know by code: a change of sizes alone would add to it until they
+        gave up.
+        """
+        self._data.forwards.clear()
+        self.recompile()
+
     def refresh(self) -> None:
         """Regenerate code now if edits made it stale."""
         if type(self).forward is _refresh_and_forward:
