@@ -21,14 +21,14 @@ import torch
 
 from esper.boundary import Boundary
 from esper.errors import BoundaryError, InputError, UsageError
-from esper.ir.ecology import Antibody
+from esper.ecology.events import DropShot, EventBuffer
 from esper.ir.model import Model
 from esper.live import checkpoint
 from esper.live.averages import AverageFollower
 from esper.live.blocks import BlockCompiler
 from esper.live.compiled import Compilation, CompileMeter
 from esper.live.diary import Diary
-from esper.live.governor import Governor
+from esper.live.governor import Governor, charge
 from esper.live.optimizers import GroupOf, OptimizerFollower
 from esper.live.policy import StatePolicy
 from esper.live.warmup import Warmup
@@ -36,7 +36,13 @@ from esper.manager import PassManager, Verify
 from esper.recorder.writer import Recorder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from esper.ecology.betting import Rule
     from esper.instruments.base import Instrument
+    from esper.ir.ecology import Terms
+    from esper.live.clinic import Part
+    from esper.live.probe import Loss, ProbeResult, Swept
     from esper.propose import Proposal
 
 _CLOSED = (
@@ -57,6 +63,7 @@ class Session:
         ema: averaged copies (`AveragedModel(model)`), which follow each change.
         recorder: a `Recorder`, or the path of a new flight record that the session closes.
         policies: proposal type -> what optimizer state does; `keep` for all others.
+        terms: what growth and decay keep to; by default those that the model has.
         governor: notices broken training and rolls back; None trusts the caller.
         keyframe_every: boundaries between two copies of the whole training state for the governor;
             one is also taken before each change. 0 takes only the latter.
@@ -79,6 +86,7 @@ class Session:
         ema: torch.nn.Module | Sequence[torch.nn.Module] | None = None,
         recorder: Recorder | str | os.PathLike[str] | None = None,
         policies: Mapping[str, StatePolicy] | None = None,
+        terms: Terms | None = None,
         governor: Governor | None = None,
         keyframe_every: int = 100,
         verify: Verify = "incremental",
@@ -102,6 +110,9 @@ class Session:
         self.scaler = scaler
         self.averages = _several(ema)
         self.policies = dict(policies or {})
+        if terms is not None:
+            for own in (model, *map(_average, self.averages)):
+                own.ecology.terms = terms
         self.governor = governor
         self.keyframe_every = keyframe_every
         self.optimizers = [
@@ -117,10 +128,13 @@ class Session:
         )
         self.compilations: list[Compilation] = []
         self.meter: CompileMeter | None = None
-        self._open = False
+        self.events = EventBuffer()
+        self._open: Boundary | None = None
         self._keyframe: dict[str, Any] | None = None
+        self._keyframe_event: int | None = None
         self._rollbacks = 0
-        self.since: list[Proposal] = []  # committed since the keyframe
+        # Committed since the keyframe, with the numbers of their events.
+        self.since: list[tuple[Proposal, int | None]] = []
         self._owned = recorder is not None and not isinstance(recorder, Recorder)
         self.recorder = (
             recorder if recorder is None or isinstance(recorder, Recorder) else Recorder(recorder)
@@ -152,6 +166,29 @@ class Session:
     def submit(self, *_: Any, **__: Any) -> None:
         """Raises BoundaryError: proposals are submitted to a boundary."""
         raise BoundaryError(_CLOSED)
+
+    def probe(
+        self,
+        target: str,
+        batches: Iterable[Any],
+        *,
+        loss: Loss,
+        units: Sequence[int] = (),
+        rule: Rule | None = None,
+        proposer: str = "user",
+    ) -> ProbeResult:
+        """`Boundary.probe` at the boundary that is open. Raises BoundaryError where none is."""
+        if self._open is None:
+            raise BoundaryError("probes are held at a boundary: boundary.probe(...)")
+        return self._open.probe(
+            target, batches, loss=loss, units=units, rule=rule, proposer=proposer
+        )
+
+    def sweep(self, targets: Iterable[Part], batches: Iterable[Any], *, loss: Loss) -> list[Swept]:
+        """`Boundary.sweep` at the boundary that is open. Raises BoundaryError where none is."""
+        if self._open is None:
+            raise BoundaryError("sweeps are held at a boundary: boundary.sweep(...)")
+        return self._open.sweep(targets, batches, loss=loss)
 
     def compile(self, *, per_block: bool = False, **options: Any) -> None:
         """Run the model compiled from now on; takes the options of `torch.compile`.
@@ -228,6 +265,7 @@ class Session:
             "warmups": warm,
             "governor": None if self.governor is None else list(self.governor.losses),
             "random": checkpoint.capture_random(),
+            "events": self.events.data(),
             "recorder": None if self.recorder is None else self.recorder.position,
         }
 
@@ -282,6 +320,7 @@ class Session:
             self.governor.losses.clear()
             self.governor.losses.extend(state["governor"])
         checkpoint.restore_random(state["random"])
+        self.events.assign(state["events"])
         self.check()
 
     def check(self) -> None:
@@ -293,12 +332,20 @@ class Session:
 
     def keep(self) -> None:
         """Take a keyframe: a copy of the whole training state, to which the governor returns."""
-        self._keyframe = checkpoint.copied(self.state_dict())
+        self._take()
         self._rollbacks = 0
         self.since.clear()
 
+    def _take(self) -> None:
+        self._keyframe = checkpoint.copied(self.state_dict())
+        self._keyframe_event = self.diary.here
+
     def roll_back(self, reason: str) -> int:
-        """Return to the keyframe and give its tick. Raises BoundaryError where there is none."""
+        """Return to the keyframe and give its tick. Raises BoundaryError where there is none.
+
+        What was changed since is charged: antibodies against doing the same again, which stay when
+        training breaks once more.
+        """
         if self._keyframe is None:
             raise BoundaryError("there is no keyframe to return to")
         limit = self.governor.limit if self.governor is not None else 1
@@ -307,21 +354,27 @@ class Session:
                 f"training broke {self._rollbacks + 1} times from the keyframe of tick "
                 f"{self.tick}: the data or the learning rate must change"
             )
+        since, event = list(self.since), self._keyframe_event
         self._restore(self._keyframe)
         self._rollbacks += 1
-        self.diary.rolled_back(reason, self.tick, self._charge())
+        charged = self._charge(since)
+        self.diary.rolled_back(reason, event, self.tick, charged)
+        self._take()
+        self._keyframe_event = event
         return self.tick
 
-    def _charge(self) -> list[str]:
-        """Antibodies against what was changed since the keyframe: it may be what broke."""
-        ecology = self.model.ecology
-        targets = list(dict.fromkeys(t for p in self.since for t in p.targets))
-        for target in targets:
-            old = ecology.immunity(target)
-            antibody = Antibody(tick=ecology.tick, harm=1.0)
-            ecology.set(target, old.model_copy(update={"antibodies": (*old.antibodies, antibody)}))
+    def _charge(self, since: Sequence[tuple[Proposal, int | None]]) -> list[tuple[str, int | None]]:
+        """Pages of the ledger that got an antibody, each with the event of the proposal."""
+        self.events.push(DropShot(self.tick, "rollback", "", -1, 0.0))
+        charged: dict[str, int | None] = {}
+        for proposal, event in since:
+            for page in charge(self.model.ecology, proposal):
+                charged[page] = event
+                self.events.push(DropShot(self.tick, proposal.type, page, -1, 0.0))
+        for average in map(_average, self.averages):
+            average.ecology = self.model.ecology.copy()
         self.since.clear()
-        return targets
+        return list(charged.items())
 
 
 def _average(module: torch.nn.Module) -> Model:
