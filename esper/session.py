@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from esper.boundary import Boundary
-from esper.errors import BoundaryError, InputError, UsageError
 from esper.ecology.events import DropShot, EventBuffer
+from esper.errors import BoundaryError, InputError, UsageError
 from esper.ir.model import Model
 from esper.live import checkpoint
 from esper.live.averages import AverageFollower
