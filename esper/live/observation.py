@@ -1,0 +1,195 @@
+"""What agents see at a boundary: one row for each part that may change, and the whole in figures.
+
+All of it is plain floats by name, so that a recorded observation is enough to decide again. What is
+one of several (a stage, a blueprint) is a figure of that name which is 1 where it holds and absent
+elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from esper.ir.ecology import Immunity, SlotLife
+
+if TYPE_CHECKING:
+    from esper.ir.anatomy import Axis
+    from esper.ir.model import Model
+    from esper.ir.regions import Phage
+    from esper.plan import Refusal
+    from esper.propose import Proposal
+    from esper.recorder.event import Event
+    from esper.session import Session
+
+Kind = Literal["slot", "phage", "axis"]
+Figures = Mapping[str, float]
+#: Name of the whole -> its figures; ID of a part -> its row.
+Values = Mapping[str, Figures]
+
+UNDERWAY = ("incubating", "blending", "holding")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part.
+
+    Attributes:
+        id: stable ID.
+        kind: slot, phage or axis.
+        figures: by name; see `slot_figures`, `phage_figures` and `axis_figures`.
+    """
+
+    id: str
+    kind: Kind
+    figures: Figures
+
+
+class Observation:
+    """One boundary as agents see it, made by `Boundary.observation`.
+
+    Nothing is computed before it is read, and what was read stays as it was.
+
+    Attributes:
+        tick: of the boundary.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.tick = session.tick
+        self._causes: list[tuple[Proposal, Event]] = []
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Slots, phages and axes that can be cut or widened, in graph order."""
+        model = self.session.model
+        anatomy = model.anatomy
+        rows = [Row(s, "slot", slot_figures(model, s)) for s in anatomy.slots]
+        rows += [Row(p.id, "phage", phage_figures(model, p)) for p in anatomy.phages.values()]
+        rows += [
+            Row(a.id, "axis", axis_figures(model, a))
+            for a in anatomy.axes.values()
+            if a.frozen_reason is None
+        ]
+        signals = self.session.signals
+        return tuple(
+            Row(row.id, row.kind, {**row.figures, **signals[row.id].figures()})
+            if row.id in signals
+            else row
+            for row in rows
+        )
+
+    @cached_property
+    def values(self) -> dict[str, dict[str, float]]:
+        """Everything that a policy reads, as it is recorded.
+
+        `loss`: see `esper.live.losses.Losses.figures`. `run`: tick, parameters, and how many slots
+        are in each stage of `UNDERWAY`. All else: rows by ID.
+        """
+        model = self.session.model
+        stages = [life.stage for life in model.ecology.slots().values()]
+        run = {
+            "tick": float(self.tick),
+            "parameters": float(sum(p.numel() for p in model.parameters())),
+            **{stage: float(stages.count(stage)) for stage in UNDERWAY if stage in stages},
+        }
+        rows = {row.id: dict(row.figures) for row in self.rows}
+        return {"loss": self.session.losses.figures(), "run": run, **rows}
+
+    def refusal(self, proposal: Proposal) -> Refusal | None:
+        """What the door would say to a proposal; None where it would let it in."""
+        return self.session.refusals.of(proposal)
+
+    # -- causes ----------------------------------------------------------------------------------
+
+    def because(self, proposal: Proposal, event: Event) -> Proposal:
+        """Remember which event led to a proposal; `Boundary.submit` asks for it."""
+        self._causes.append((proposal, event))
+        return proposal
+
+    def cause(self, proposal: Proposal) -> Event | None:
+        """The event that led to this very proposal object."""
+        return next((event for own, event in self._causes if own is proposal), None)
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+def slot_figures(model: Model, slot: str) -> dict[str, float]:
+    """The figures of a slot.
+
+    `dims`, `width`: of its value: dimensions, and size of the channels (the second dimension of an
+    image, else the last). `age`: ticks in the present stage, whose name is a figure too. `scar`:
+    whether something was removed here, and `scar_age`. `planted`: seeds so far. `blueprint.NAME`:
+    what was planted last. `alpha`: of the seed in it. `quarantine`: ticks that it lasts still.
+    """
+    tick, life = model.ecology.tick, model.ecology.slot(slot)
+    shape = model.anatomy.slots[slot].shape
+    width = shape[1 if len(shape) == 4 else -1] if shape else 0
+    alpha = model.tensor(life.alpha) if life.alpha else None
+    figures = {
+        life.stage: 1.0,
+        "dims": float(len(shape)),
+        "width": float(width) if isinstance(width, int) else 0.0,
+        "age": float(tick - life.since),
+        "planted": float(life.planted),
+        "quarantine": float(max(0, life.quarantine_until - tick)),
+    }
+    if alpha is not None:
+        figures["alpha"] = float(alpha.detach())
+    if life.blueprint:
+        figures[f"blueprint.{life.blueprint}"] = 1.0
+    return {**figures, **_scar(life, tick)}
+
+
+def _scar(life: SlotLife, tick: int) -> dict[str, float]:
+    if life.slot_kind != "SCAR" or life.scar is None:
+        return {}
+    return {"scar": 1.0, "scar_age": float(tick - life.scar.since)}
+
+
+def phage_figures(model: Model, phage: Phage) -> dict[str, float]:
+    """The figures of a phage.
+
+    `parameters`, `nodes`: what would go with it (the blast radius). `bypassable`: whether it may
+    go. The rest is its page of the immune ledger, see `ledger_figures`.
+    """
+    return {
+        "parameters": float(phage.parameters),
+        "nodes": float(len(phage.nodes)),
+        "bypassable": float(phage.bypassable),
+        **ledger_figures(model.ecology.immunity(phage.id), model.ecology.tick),
+    }
+
+
+def axis_figures(model: Model, axis: Axis) -> dict[str, float]:
+    """The figures of an axis: `size`, `exact` (units go without touching others), its ledger."""
+    return {
+        "size": float(axis.size),
+        "exact": float(axis.lossy_reason is None),
+        **ledger_figures(model.ecology.immunity(axis.id), model.ecology.tick),
+    }
+
+
+def ledger_figures(page: Immunity, tick: int) -> dict[str, float]:
+    """The figures of a page of the immune ledger.
+
+    `debt`. `harm`: antibodies at their present weight. `probes`: how many outcomes are known, with
+    `outcome` and `outcome_age` of the latest. `critical`, `cooldown`, `leased`: ticks that they
+    last still. `sedated`.
+    """
+    harm = sum(a.harm * 0.5 ** ((tick - a.tick) / a.half_life) for a in page.antibodies)
+    figures = {
+        "debt": page.debt,
+        "harm": harm,
+        "probes": float(len(page.probes)),
+        "critical": float(max(0, page.critical_until - tick)),
+        "cooldown": float(max(0, page.cooldown_until - tick)),
+        "leased": float(max(0, page.lease_until - tick)),
+        "sedated": float(page.sedated),
+    }
+    if page.probes:
+        at, outcome = page.probes[-1]
+        figures |= {"outcome": outcome, "outcome_age": float(tick - at)}
+    return figures
