@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esper.errors import EsperError, InputError, UsageError
 from esper.recorder import canonical, chain, fingerprint, frames, kinds, sidecar
+from esper.recorder.calls import Call
 from esper.recorder.event import Event
 from esper.recorder.happenings import Finished, Keyframe, Resumed
 from esper.recorder.payload import Payload, Plain
@@ -52,6 +53,7 @@ class Recorder:
 
     Attributes:
         tick: training step, put on every event; the run sets it.
+        program: what a replay runs again, for the first event; `program` sets it.
         resumed: the event that this recorder wrote when it continued a log, else None.
 
     Raises:
@@ -70,6 +72,7 @@ class Recorder:
     ) -> None:
         self.path = Path(path)
         self.tick = 0
+        self.program: Call | None = None
         self.resumed: Event | None = None
         self._clock = clock
         self._lock = threading.Lock()
@@ -191,6 +194,14 @@ class Recorder:
             generators=dict(generators or {}),
         )
         return self.event("keyframe", payload, cause=cause)
+
+    def forget(self, digest: str) -> None:
+        """Remove tensors from the side directory; the events that name them stay."""
+        self._check_usable()
+        sidecar.remove(self.path, digest)
+
+    def attached(self, session: Any) -> None:
+        """A session that is ready writes here from now on: nothing to do."""
 
     def finish(self, status: str = "completed", reason: str = "") -> None:
         """Record that the run ended on purpose, and close."""

@@ -1,0 +1,67 @@
+"""What a session and its agents write events to: a recorder, or a replay that compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from esper.recorder.event import Event
+from esper.recorder.payload import Payload, Plain
+
+if TYPE_CHECKING:
+    import torch
+
+    from esper.recorder.calls import Call
+
+
+class EventTaker(Protocol):
+    """What `Recorder` and `esper.replay.Witness` have in common.
+
+    Attributes:
+        tick: training step, put on every event.
+        program: what a replay runs again, where it is known.
+    """
+
+    tick: int
+    program: Call | None
+
+    @property
+    def events(self) -> int:
+        """How many events there are: 0 before the first."""
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """Where the log stands now, for a checkpoint."""
+
+    def event(
+        self,
+        kind: str,
+        payload: Payload | Mapping[str, Any],
+        *,
+        cause: int | Event | None = None,
+        agent: str = "",
+        target: str = "",
+    ) -> Event:
+        """Append an event."""
+
+    def keyframe(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        state: Plain | None = None,
+        generators: Mapping[str, int] | None = None,
+        cause: int | Event | None = None,
+    ) -> Event:
+        """Store the state of a run, from which a replay may start."""
+
+    def forget(self, digest: str) -> None:
+        """Remove the tensors of an earlier keyframe."""
+
+    def sync(self) -> None:
+        """Return when every event so far is on disk."""
+
+    def attached(self, session: Any) -> None:
+        """A session that is ready writes here from now on."""
+
+    def finish(self, status: str = "completed", reason: str = "") -> None:
+        """Record that the run ended on purpose, and close."""
