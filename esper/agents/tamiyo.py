@@ -3,3 +3,165 @@
 She advances nothing: what she planted blends in, holds and commits by its own criteria
 (`esper.live.lifecycle`), or is culled.
 """
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from esper.agents.agent import RuleAgent
+from esper.agents.rules import Rule, Scene
+from esper.agents.space import ACT, WAIT, Act, Picks
+from esper.ir.ecology import Blend
+from esper.live.observation import UNDERWAY
+from esper.propose import PlantSeed
+from esper.recorder.calls import replayable
+
+if TYPE_CHECKING:
+    from esper.live.observation import Observation
+    from esper.propose import Proposal
+
+#: Boundaries over which a seed blends in.
+TEMPOS = {"short": 10, "standard": 30, "long": 90}
+
+#: Dimensions of the value at a slot -> blueprints that suit it, best first.
+SUITED: Mapping[int, tuple[str, ...]] = {
+    2: ("mlp-small", "low-rank"),
+    3: ("mlp-small", "attention"),
+    4: ("conv-medium", "depthwise"),
+}
+
+_SPREAD = 4.0  # a gradient ten times that of another is worth this much
+
+
+def _slots(observation: Observation) -> Sequence[str]:
+    return [row.id for row in observation.rows if row.kind == "slot"]
+
+
+def _blueprints(observation: Observation) -> Sequence[str]:
+    return BLUEPRINTS
+
+
+def _plant(observation: Observation, picks: Picks) -> Proposal:
+    slot = picks["target"]
+    life = observation.session.model.ecology.slot(slot)
+    return PlantSeed(
+        slot=slot,
+        blueprint=picks["blueprint"],
+        blend=Blend(algorithm=picks["blend"], ticks=TEMPOS[picks["tempo"]]),
+        seed=life.planted,  # each seed of a slot draws its own weights
+    )
+
+
+PLANT = Act(
+    "plant",
+    {
+        "target": _slots,
+        "blueprint": _blueprints,
+        "blend": lambda _: ("add", "multiply", "gated"),
+        "tempo": lambda _: tuple(TEMPOS),
+    },
+    _plant,
+)
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def _wait(scene: Scene, choice: str) -> float:
+    return float(choice == WAIT)
+
+
+def _plateau(scene: Scene, choice: str) -> float:
+    me: Tamiyo = scene.options
+    known = scene.figure("loss", "count") >= me.warm
+    flat = scene.figure("loss", "change") > -me.plateau
+    underfit = scene.figure("loss", "level") > me.enough
+    return 2.0 if choice == "plant" and known and flat and underfit else 0.0
+
+
+def _busy(scene: Scene, choice: str) -> float:
+    me: Tamiyo = scene.options
+    underway = sum(scene.figure("run", stage) for stage in UNDERWAY)
+    return -4.0 if choice == "plant" and underway >= me.most else 0.0
+
+
+def _budget(scene: Scene, choice: str) -> float:
+    me: Tamiyo = scene.options
+    spent = me.budget and scene.figure("run", "parameters") >= me.budget
+    return -4.0 if choice == "plant" and spent else 0.0
+
+
+def _steepest(scene: Scene, choice: str) -> float:
+    strength = scene.figure(choice, "gradient")
+    return _SPREAD * math.log10(strength + 1e-12) if strength else 0.0
+
+
+def _fresh(scene: Scene, choice: str) -> float:
+    return -2.0 * scene.figure(choice, "planted")
+
+
+def _scar(scene: Scene, choice: str) -> float:
+    worse = scene.figure("loss", "change") > 0
+    return 2.0 if worse and scene.figure(choice, "scar") else 0.0
+
+
+def _suited(scene: Scene, choice: str) -> float:
+    names = SUITED.get(int(scene.figure(scene.picks["target"], "dims")), ())
+    return 2.0 - names.index(choice) if choice in names else 0.0
+
+
+def _other(scene: Scene, choice: str) -> float:
+    return -4.0 * scene.figure(scene.picks["target"], f"blueprint.{choice}")
+
+
+def _gentle(scene: Scene, choice: str) -> float:
+    noisy = scene.figure("loss", "noise") > _NOISY
+    return float(choice == ("gated" if noisy else "add"))
+
+
+def _pace(scene: Scene, choice: str) -> float:
+    noise = scene.figure("loss", "noise")
+    wanted = "long" if noise > _NOISY else "standard" if noise > _NOISY / 5 else "short"
+    return float(choice == wanted)
+
+
+_NOISY = 0.25  # of a loss whose steps are a quarter of its level
+
+RULES: tuple[Rule, ...] = (
+    Rule("wait", ACT, "waiting is worth 1: nothing is done that nothing speaks for", _wait),
+    Rule("plateau", ACT, "plant +2: the loss falls no more and is above `enough`", _plateau),
+    Rule("busy", ACT, "plant -4: `most` seeds are underway already", _busy),
+    Rule("budget", ACT, "plant -4: `budget` parameters are there", _budget),
+    Rule("steepest", "target", "+4 for each factor of 10 in the gradient at the slot", _steepest),
+    Rule("fresh", "target", "-2 for each seed that was planted there before", _fresh),
+    Rule("scar", "target", "+2 where something was removed, while the loss rises", _scar),
+    Rule("suited", "blueprint", "+2, +1 for the first and second that suit the value", _suited),
+    Rule("other", "blueprint", "-4 for the one that was tried there last", _other),
+    Rule("gentle", "blend", "+1: gated where the loss is noisy, add elsewhere", _gentle),
+    Rule("pace", "tempo", "+1: long where the loss is noisy, short where it is calm", _pace),
+)
+
+
+@replayable
+@dataclass(frozen=True, kw_only=True)
+class Tamiyo(RuleAgent):
+    """Grows by `RULES`.
+
+    Attributes:
+        plateau: a loss that falls by less than this share over half its window falls no more.
+        enough: loss below which nothing is planted.
+        most: seeds that may be underway at a time.
+        budget: parameters from which on nothing is planted; 0: no limit.
+    """
+
+    name: ClassVar[str] = "tamiyo"
+    rules: ClassVar[tuple[Rule, ...]] = RULES
+    acts: ClassVar[tuple[Act, ...]] = (PLANT,)
+
+    plateau: float = 0.05
+    enough: float = 0.0
+    most: int = 1
+    budget: int = 0
