@@ -35,9 +35,12 @@ class Boundary:
         rolled_back: why the governor returned to the last keyframe as this boundary opened; "".
     """
 
-    def __init__(self, session: Session, loss: float | torch.Tensor | None) -> None:
+    def __init__(
+        self, session: Session, loss: float | torch.Tensor | None, batch: Any = None
+    ) -> None:
         self.session = session
         self.loss = loss
+        self._batch = batch
         self.records: list[Record] = []
         self.rolled_back = ""
         self._transaction: Transaction | None = None
@@ -83,9 +86,8 @@ class Boundary:
             session.model.renew_code()
         if self.records:
             session.check()
-            if session.recorder is not None and kind is None:
-                state = digests(session.model, [f.optimizer for f in session.optimizers])
-                session.diary.boundary(session.tick, state, self._loss())
+        if session.recorder is not None:
+            self._note(error)
 
     # -- proposals -------------------------------------------------------------------------------
 
@@ -163,6 +165,18 @@ class Boundary:
         figures: dict[str, Any] = {**record.figures, "state_policy": policy.text()}
         return record.model_copy(update={"figures": figures})
 
+    def _note(self, error: BaseException | None) -> None:
+        """What the flight record keeps of the end of a boundary."""
+        session, diary = self.session, self.session.diary
+        if error is not None:
+            if self.records:
+                diary.undone(error, len(self.records))
+            return
+        if self.records or diary.recording.digest_due(session.tick):
+            state = digests(session.model, [f.optimizer for f in session.optimizers])
+            diary.boundary(session.tick, state, self._loss(), session.generators.cursors)
+        diary.keyframe(session.tick, session, session.generators.cursors)
+
     # -- opening ---------------------------------------------------------------------------------
 
     def _loss(self) -> float | None:
@@ -185,7 +199,7 @@ class Boundary:
 
     def _govern(self) -> None:
         session, governor = self.session, self.session.governor
-        session.diary.tick(session.tick, self._loss())
+        session.diary.tick(session.tick, self._loss(), self._batch)
         if governor is None:
             return
         if self.loss is not None:

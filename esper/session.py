@@ -30,13 +30,16 @@ from esper.live.diary import Diary
 from esper.live.governor import Governor
 from esper.live.optimizers import GroupOf, OptimizerFollower
 from esper.live.policy import StatePolicy
+from esper.live.recording import Recording
 from esper.live.warmup import Warmup
 from esper.manager import PassManager, Verify
+from esper.recorder.generators import Generators
 from esper.recorder.writer import Recorder
 
 if TYPE_CHECKING:
     from esper.instruments.base import Instrument
     from esper.propose import Proposal
+    from esper.recorder.taker import EventTaker, Stateful
 
 _CLOSED = (
     "this model belongs to a session: change it inside `with session.boundary() as b:`, "
@@ -54,7 +57,12 @@ class Session:
         scheduler: learning-rate scheduler(s); the caller goes on stepping them.
         scaler: a GradScaler; boundaries are then refused between `unscale_` and `update`.
         ema: averaged copies (`AveragedModel(model)`), which follow each change.
-        recorder: a `Recorder`, or the path of a new flight record that the session closes.
+        recorder: a `Recorder`, or the path of a new flight record that the session closes. One
+            that goes on with a log (`resume`) brings the state that the session starts in.
+        recording: how much is recorded, and what a replay needs to know.
+        generators: named streams of random numbers, which checkpoints and rollbacks include.
+        stateful: what else has a `state_dict` that checkpoints and rollbacks should include, such
+            as agents and samplers, by name.
         policies: proposal type -> what optimizer state does; `keep` for all others.
         governor: notices broken training and rolls back; None trusts the caller.
         keyframe_every: boundaries between two copies of the whole training state for the governor;
@@ -76,7 +84,10 @@ class Session:
         scheduler: Any = None,
         scaler: Any = None,
         ema: torch.nn.Module | Sequence[torch.nn.Module] | None = None,
-        recorder: Recorder | str | os.PathLike[str] | None = None,
+        recorder: EventTaker | str | os.PathLike[str] | None = None,
+        recording: Recording | None = None,
+        generators: Generators | None = None,
+        stateful: Mapping[str, Stateful] | None = None,
         policies: Mapping[str, StatePolicy] | None = None,
         governor: Governor | None = None,
         keyframe_every: int = 100,
@@ -120,15 +131,19 @@ class Session:
         self._keyframe: dict[str, Any] | None = None
         self._rollbacks = 0
         self.since: list[Proposal] = []  # committed since the keyframe
-        self._owned = recorder is not None and not isinstance(recorder, Recorder)
-        self.recorder = (
-            recorder if recorder is None or isinstance(recorder, Recorder) else Recorder(recorder)
+        self.generators = generators or Generators()
+        self.stateful = dict(stateful or {})
+        self._owned = isinstance(recorder, (str, os.PathLike))
+        self.recorder: EventTaker | None = (
+            Recorder(recorder) if isinstance(recorder, (str, os.PathLike)) else recorder
         )
-        self.diary = Diary(self.recorder)
-        self.diary.begin(model, {"torch": torch.initial_seed()})
+        self.diary = Diary(self.recorder, recording or Recording())
+        self.diary.begin(model, {"torch": torch.initial_seed(), **self.generators.seeds})
         model.closed = _CLOSED
         # A model outlives its session: it opens again when the session is gone.
         self._release = weakref.finalize(self, setattr, model, "closed", "")
+        if self.recorder is not None:
+            self.recorder.attached(self)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -140,13 +155,15 @@ class Session:
         """Boundaries passed so far."""
         return self.model.ecology.tick
 
-    def boundary(self, loss: float | torch.Tensor | None = None) -> Boundary:
+    def boundary(self, loss: float | torch.Tensor | None = None, *, batch: Any = None) -> Boundary:
         """The only place where anything may change: a context manager, once a step.
 
         Args:
             loss: of the step just made; the governor judges it.
+            batch: that it was made on: tensors in whatever containers, of which the flight record
+                keeps a digest, so that a replay can tell other data from other arithmetic.
         """
-        return Boundary(self, loss)
+        return Boundary(self, loss, batch)
 
     def submit(self, *_: Any, **__: Any) -> None:
         """Raises BoundaryError: proposals are submitted to a boundary."""
@@ -220,6 +237,8 @@ class Session:
             "warmups": warm,
             "governor": None if self.governor is None else list(self.governor.losses),
             "random": checkpoint.capture_random(),
+            "generators": self.generators.state_dict(),
+            "stateful": {name: own.state_dict() for name, own in self.stateful.items()},
             "recorder": None if self.recorder is None else self.recorder.position,
         }
 
@@ -252,6 +271,11 @@ class Session:
                 raise InputError(f"the state has {len(state[key])} {key}, this session {len(own)}")
         if (state["scaler"] is None) != (self.scaler is None):
             raise InputError("the state and this session differ in whether they have a scaler")
+        if state["stateful"].keys() != self.stateful.keys():
+            raise InputError(
+                f"the state holds what {sorted(state['stateful'])} keep, this session has "
+                f"{sorted(self.stateful)}"
+            )
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         closed = self.model.closed
@@ -274,6 +298,9 @@ class Session:
             self.governor.losses.clear()
             self.governor.losses.extend(state["governor"])
         checkpoint.restore_random(state["random"])
+        self.generators.load_state_dict(state["generators"])
+        for name, own in self.stateful.items():
+            own.load_state_dict(checkpoint.copied(state["stateful"][name]))
         self.check()
 
     def check(self) -> None:

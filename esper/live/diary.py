@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from esper.live import keyframes
+from esper.live.recording import Recording
+from esper.recorder import calls
 from esper.recorder.decisions import Proposed, ResolvedConfig, Rewrite, Verdict
 from esper.recorder.event import Event
 from esper.recorder.fingerprint import run_started
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from esper.live.compiled import Compilation
     from esper.live.policy import StatePolicy
     from esper.propose import Proposal
-    from esper.recorder.writer import Recorder
+    from esper.recorder.taker import EventTaker, Stateful
     from esper.records import Record
 
 Digests = tuple[str, str, str]  # of graph, parameters and buffers, optimizer state
@@ -34,9 +37,9 @@ class Diary:
     proposed, at the latest every `sync_every` ticks.
     """
 
-    def __init__(self, recorder: Recorder | None, sync_every: int = 50) -> None:
+    def __init__(self, recorder: EventTaker | None, recording: Recording) -> None:
         self.recorder = recorder
-        self._sync_every = sync_every
+        self.recording = recording
         self._compilations = 0
 
     def begin(self, model: Model, seeds: Mapping[str, int]) -> None:
@@ -45,16 +48,23 @@ class Diary:
             return
         parameter = next(iter(model.parameters()), None)
         device = "cpu" if parameter is None else str(parameter.device)
-        start = run_started(seeds=seeds, device=device, model=graph_digest(model))
+        recording = self.recording
+        start = run_started(
+            seeds=seeds,
+            device=device,
+            config=calls.config(recording.config, self.recorder.program, recording.agents),
+            model=graph_digest(model),
+        )
         self.recorder.event("run-started", start)
         self.recorder.sync()
 
-    def tick(self, tick: int, loss: float | None) -> None:
-        """One training step."""
+    def tick(self, tick: int, loss: float | None, batch: Any = None) -> None:
+        """One training step; of its data only a digest is kept."""
         if self.recorder is not None:
             self.recorder.tick = tick
-            self.recorder.event("tick", Tick(loss=loss))
-            if tick % self._sync_every == 0:
+            digest = "" if batch is None else batch_digest(batch)
+            self.recorder.event("tick", Tick(loss=loss, batch=digest))
+            if tick % self.recording.sync_every == 0:
                 self.recorder.sync()
 
     def proposed(self, proposal: Proposal, rank: int, policy: StatePolicy, cause: Cause) -> Cause:
@@ -99,17 +109,33 @@ class Diary:
             )  # fmt: skip
             self.recorder.event("rewrite", rewrite, cause=event, **names)
 
-    def boundary(self, index: int, digests: Digests, loss: float | None) -> None:
-        """The state after a boundary at which something was proposed; it is on disk then."""
+    def boundary(
+        self, index: int, digests: Digests, loss: float | None, cursors: Mapping[str, int]
+    ) -> None:
+        """The state after a boundary, which is on disk then."""
         if self.recorder is not None:
             payload = Boundary(
                 index=index,
                 graph=digests[0],
                 parameters=digests[1],
                 optimizer=digests[2],
+                generators=cursors,
                 loss=loss,
             )
             self.recorder.event("boundary", payload)
+            self.recorder.sync()
+
+    def keyframe(self, tick: int, session: Stateful, cursors: Mapping[str, int]) -> None:
+        """The state that the step of this tick starts from, where the schedule has one."""
+        if self.recorder is not None and self.recording.keyframe_due(tick):
+            self.recorder.tick = tick
+            keyframes.write(self.recorder, self.recording, tick, session.state_dict(), cursors)
+
+    def undone(self, error: BaseException, proposals: int) -> None:
+        """An exception ended a boundary: what was applied at it is undone."""
+        if self.recorder is not None:
+            reason = f"the boundary ended with {type(error).__name__}"
+            self.recorder.event("rollback", Rollback(reason, figures={"proposals": proposals}))
             self.recorder.sync()
 
     def rolled_back(self, reason: str, to: int, charged: Sequence[str]) -> None:
@@ -146,6 +172,13 @@ def _resolved(proposal: Proposal, policy: StatePolicy) -> ResolvedConfig:
 def graph_digest(model: Model) -> str:
     """32 hexadecimal digits for the printed graph."""
     return hashlib.blake2b(str(model).encode(), digest_size=16).hexdigest()
+
+
+def batch_digest(batch: Any) -> str:
+    """32 hexadecimal digits for the tensors of a batch, in whatever containers."""
+    leaves = torch.utils._pytree.tree_leaves(batch)
+    tensors = {str(i): leaf for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
+    return tensors_digest(tensors)
 
 
 def digests(model: Model, optimizers: Sequence[torch.optim.Optimizer]) -> Digests:

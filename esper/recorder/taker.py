@@ -14,16 +14,28 @@ if TYPE_CHECKING:
     from esper.recorder.calls import Call
 
 
+class Stateful(Protocol):
+    """What a checkpoint can hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data and tensors."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+
+
 class EventTaker(Protocol):
     """What `Recorder` and `esper.replay.Witness` have in common.
 
     Attributes:
         tick: training step, put on every event.
         program: what a replay runs again, where it is known.
+        keyframes: tick -> digest of the keyframes that can be read.
     """
 
     tick: int
     program: Call | None
+    keyframes: dict[int, str]
 
     @property
     def events(self) -> int:
@@ -60,7 +72,7 @@ class EventTaker(Protocol):
     def sync(self) -> None:
         """Return when every event so far is on disk."""
 
-    def attached(self, session: Any) -> None:
+    def attached(self, session: Stateful) -> None:
         """A session that is ready writes here from now on."""
 
     def finish(self, status: str = "completed", reason: str = "") -> None:
