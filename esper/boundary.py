@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -9,6 +10,7 @@ import torch
 
 from esper.errors import BoundaryError
 from esper.live.diary import digests
+from esper.live.observation import Observation
 from esper.live.policy import StatePolicy
 from esper.plan import Plan, Refusal
 from esper.propose import Proposal
@@ -91,6 +93,11 @@ class Boundary:
 
     # -- proposals -------------------------------------------------------------------------------
 
+    @cached_property
+    def observation(self) -> Observation:
+        """What agents see here; nothing is computed before it is read."""
+        return Observation(self.session)
+
     def plan(self, proposal: Proposal) -> Plan | Refusal:
         """Dry run."""
         return self.session.manager.plan(proposal)
@@ -106,7 +113,8 @@ class Boundary:
         Args:
             proposals: what is wished.
             policy: what optimizer state does; by default the session's policy for the type.
-            cause: the event of the flight record that led to the proposals.
+            cause: the event of the flight record that led to the proposals; by default what an
+                agent noted for each (`Observation.because`).
         """
         session = self.session
         if self._closed or not session._open:
@@ -116,7 +124,8 @@ class Boundary:
             chosen = policy or session.policies.get(proposal.type, _KEEP)
             if self._scope is None:
                 self._begin()
-            made.append(self._recorded(proposal, chosen, cause))
+            why = self.observation.cause(proposal) if cause is None else cause
+            made.append(self._recorded(proposal, chosen, why))
             self.records.append(made[-1])
         return made
 
@@ -199,16 +208,18 @@ class Boundary:
 
     def _govern(self) -> None:
         session, governor = self.session, self.session.governor
-        session.diary.tick(session.tick, self._loss(), self._batch)
+        loss = self._loss()
+        session.diary.tick(session.tick, loss, self._batch)
         if governor is None:
+            if loss is not None:
+                session.losses.add(loss)
             return
-        if self.loss is not None:
-            loss = self._loss()
-            assert loss is not None
+        if loss is not None:
             self.rolled_back = governor.judge(loss)
             if self.rolled_back:
                 session.roll_back(self.rolled_back)
                 return
+            session.losses.add(loss)
         every = session.keyframe_every
         if session._keyframe is None or (every and session.tick % every == 0):
             session.keep()

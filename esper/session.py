@@ -28,9 +28,11 @@ from esper.live.averages import AverageFollower
 from esper.live.compiled import Compilation, CompileMeter
 from esper.live.diary import Diary
 from esper.live.governor import Governor
+from esper.live.losses import Losses
 from esper.live.optimizers import GroupOf, OptimizerFollower
 from esper.live.policy import StatePolicy
 from esper.live.recording import Recording
+from esper.live.refusals import Refusals
 from esper.live.warmup import Warmup
 from esper.manager import PassManager, Verify
 from esper.recorder.generators import Generators
@@ -131,6 +133,8 @@ class Session:
         self._keyframe: dict[str, Any] | None = None
         self._rollbacks = 0
         self.since: list[Proposal] = []  # committed since the keyframe
+        self.losses = Losses()
+        self.refusals = Refusals(self.manager)
         self.generators = generators or Generators()
         self.stateful = dict(stateful or {})
         self._owned = isinstance(recorder, (str, os.PathLike))
@@ -236,6 +240,7 @@ class Session:
             "averages": averages,
             "warmups": warm,
             "governor": None if self.governor is None else list(self.governor.losses),
+            "losses": self.losses.state(),
             "random": checkpoint.capture_random(),
             "generators": self.generators.state_dict(),
             "stateful": {name: own.state_dict() for name, own in self.stateful.items()},
@@ -297,6 +302,7 @@ class Session:
         if self.governor is not None and state["governor"] is not None:
             self.governor.losses.clear()
             self.governor.losses.extend(state["governor"])
+        self.losses.assign(state["losses"])
         checkpoint.restore_random(state["random"])
         self.generators.load_state_dict(state["generators"])
         for name, own in self.stateful.items():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from esper.ir.anatomy import Axis
     from esper.ir.model import Model
     from esper.ir.regions import Phage
+    from esper.live.signal import Signal
     from esper.plan import Refusal
     from esper.propose import Proposal
     from esper.recorder.event import Event
@@ -28,6 +29,7 @@ Figures = Mapping[str, float]
 #: Name of the whole -> its figures; ID of a part -> its row.
 Values = Mapping[str, Figures]
 
+_SIGNALS = ("dmask", "dalpha", "saliency", "gradient", "alignment", "sign_variance")
 UNDERWAY = ("incubating", "blending", "holding")
 
 
@@ -74,7 +76,7 @@ class Observation:
         ]
         signals = self.session.signals
         return tuple(
-            Row(row.id, row.kind, {**row.figures, **signals[row.id].figures()})
+            Row(row.id, row.kind, {**row.figures, **signal_figures(signals[row.id])})
             if row.id in signals
             else row
             for row in rows
@@ -170,6 +172,12 @@ def axis_figures(model: Model, axis: Axis) -> dict[str, float]:
         "exact": float(axis.lossy_reason is None),
         **ledger_figures(model.ecology.immunity(axis.id), model.ecology.tick),
     }
+
+
+def signal_figures(signal: Signal) -> dict[str, float]:
+    """What of a boundary signal is known: `gradient`, `dmask`, `dalpha`, `saliency`, ..."""
+    named = {name: getattr(signal, name) for name in _SIGNALS}
+    return {name: float(value) for name, value in named.items() if value is not None}
 
 
 def ledger_figures(page: Immunity, tick: int) -> dict[str, float]:
