@@ -30,6 +30,7 @@ from esper.live.diary import Diary
 from esper.live.governor import Governor
 from esper.live.optimizers import GroupOf, OptimizerFollower
 from esper.live.policy import StatePolicy
+from esper.live.signals import EVERY, Signals
 from esper.live.warmup import Warmup
 from esper.manager import PassManager, Verify
 from esper.recorder.writer import Recorder
@@ -62,6 +63,7 @@ class Session:
         verify: how much the pass manager verifies, as in `PassManager`.
         instruments: observers of the pass manager.
         group_of: (name, parameter) -> index of the optimizer group that a new parameter joins.
+        signals_every: optimizer steps between two samples of the boundary signals; 0 for none.
 
     Raises:
         UsageError: the model is not traced, or belongs to a session already.
@@ -83,6 +85,7 @@ class Session:
         verify: Verify = "incremental",
         instruments: Sequence[Instrument] = (),
         group_of: GroupOf | None = None,
+        signals_every: int = EVERY,
     ) -> None:
         if not isinstance(model, Model):
             raise UsageError(
@@ -114,6 +117,7 @@ class Session:
         self.manager = PassManager(
             model, verify=verify, instruments=instruments, followers=self.followers
         )
+        self.signals = Signals(model, optimizers, scaler, signals_every)
         self.compilations: list[Compilation] = []
         self.meter: CompileMeter | None = None
         self._open = False
@@ -173,10 +177,12 @@ class Session:
 
             self.meter = CompileMeter(tick, note)
         self.model.compile(**options)
+        self.signals.renew()
 
     def close(self) -> None:
         """End the session; the model is an ordinary one again. Closes its own flight record."""
         self._release()
+        self.signals.close()
         if self.meter is not None:
             self.meter.close()
         if self.recorder is not None and self._owned:
@@ -219,6 +225,7 @@ class Session:
             "averages": averages,
             "warmups": warm,
             "governor": None if self.governor is None else list(self.governor.losses),
+            "signals": self.signals.state_dict(),
             "random": checkpoint.capture_random(),
             "recorder": None if self.recorder is None else self.recorder.position,
         }
@@ -273,6 +280,7 @@ class Session:
         if self.governor is not None and state["governor"] is not None:
             self.governor.losses.clear()
             self.governor.losses.extend(state["governor"])
+        self.signals.load_state_dict(state["signals"])
         checkpoint.restore_random(state["random"])
         self.check()
 
