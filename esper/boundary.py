@@ -86,6 +86,7 @@ class Boundary:
             session.model.ecology.tick += 1
         if any(record.kind == "passed" for record in self.records):
             session.model.renew_code()
+            session.signals.renew()
         if self.records:
             session.check()
         if session.recorder is not None:

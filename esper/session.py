@@ -33,6 +33,7 @@ from esper.live.optimizers import GroupOf, OptimizerFollower
 from esper.live.policy import StatePolicy
 from esper.live.recording import Recording
 from esper.live.refusals import Refusals
+from esper.live.signals import EVERY, Signals
 from esper.live.warmup import Warmup
 from esper.manager import PassManager, Verify
 from esper.recorder.generators import Generators
@@ -72,6 +73,7 @@ class Session:
         verify: how much the pass manager verifies, as in `PassManager`.
         instruments: observers of the pass manager.
         group_of: (name, parameter) -> index of the optimizer group that a new parameter joins.
+        signals_every: optimizer steps between two samples of the boundary signals; 0 for none.
 
     Raises:
         UsageError: the model is not traced, or belongs to a session already.
@@ -96,6 +98,7 @@ class Session:
         verify: Verify = "incremental",
         instruments: Sequence[Instrument] = (),
         group_of: GroupOf | None = None,
+        signals_every: int = EVERY,
     ) -> None:
         if not isinstance(model, Model):
             raise UsageError(
@@ -127,6 +130,7 @@ class Session:
         self.manager = PassManager(
             model, verify=verify, instruments=instruments, followers=self.followers
         )
+        self.signals = Signals(model, optimizers, scaler, signals_every)
         self.compilations: list[Compilation] = []
         self.meter: CompileMeter | None = None
         self._open = False
@@ -194,10 +198,12 @@ class Session:
 
             self.meter = CompileMeter(tick, note)
         self.model.compile(**options)
+        self.signals.renew()
 
     def close(self) -> None:
         """End the session; the model is an ordinary one again. Closes its own flight record."""
         self._release()
+        self.signals.close()
         if self.meter is not None:
             self.meter.close()
         if self.recorder is not None and self._owned:
@@ -241,6 +247,7 @@ class Session:
             "warmups": warm,
             "governor": None if self.governor is None else list(self.governor.losses),
             "losses": self.losses.state(),
+            "signals": self.signals.state_dict(),
             "random": checkpoint.capture_random(),
             "generators": self.generators.state_dict(),
             "stateful": {name: own.state_dict() for name, own in self.stateful.items()},
@@ -303,6 +310,7 @@ class Session:
             self.governor.losses.clear()
             self.governor.losses.extend(state["governor"])
         self.losses.assign(state["losses"])
+        self.signals.load_state_dict(state["signals"])
         checkpoint.restore_random(state["random"])
         self.generators.load_state_dict(state["generators"])
         for name, own in self.stateful.items():
