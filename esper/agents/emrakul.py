@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _CALM = 4.0  # what it weighs that something else is going on
 
 
-def _phages(observation: Observation) -> Sequence[str]:
+def _phages(observation: Observation, _: Picks) -> Sequence[str]:
     return [r.id for r in observation.rows if r.kind == "phage" and r.figures["bypassable"]]
 
 

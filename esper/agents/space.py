@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from esper.propose import Proposal
 
 Picks = Mapping[str, str]  # head -> what was chosen
+Choices = Callable[["Observation", Picks], Sequence[str]]
 ACT = "act"
 WAIT = "wait"
 
@@ -29,12 +30,12 @@ class Act:
 
     Attributes:
         name: its choice in the head `act`.
-        heads: further heads, in order, with what each may choose at all.
+        heads: further heads, in order, with what each may choose at all, given earlier picks.
         build: the proposal of a complete decision; None where nothing is done.
     """
 
     name: str
-    heads: Mapping[str, Callable[[Observation], Sequence[str]]] = field(default_factory=dict)
+    heads: Mapping[str, Choices] = field(default_factory=dict)
     build: Callable[[Observation, Picks], Proposal] | None = None
 
 
@@ -93,7 +94,7 @@ class Space(Mapping[str, HeadMask]):
     def _choices(self, head: str, given: Picks) -> tuple[str, ...]:
         if head == ACT:
             return tuple(self._acts)
-        return tuple(self._acts[given[ACT]].heads[head](self._observation))
+        return tuple(self._acts[given[ACT]].heads[head](self._observation, given))
 
     def _code(self, picks: Picks) -> str:
         """The rule because of which nothing legal begins with these picks; "" if something does."""

@@ -9,49 +9,50 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from esper.agents.agent import RuleAgent
 from esper.agents.rules import Rule, Scene
 from esper.agents.space import ACT, WAIT, Act, Picks
-from esper.ir.ecology import Blend
+from esper.ecology.curves import TEMPOS, blend
 from esper.live.observation import UNDERWAY
-from esper.propose import PlantSeed
+from esper.propose import PlantSeed, WidenUnits
 from esper.recorder.calls import replayable
 
 if TYPE_CHECKING:
     from esper.live.observation import Observation
     from esper.propose import Proposal
 
-#: Boundaries over which a seed blends in.
-TEMPOS = {"short": 10, "standard": 30, "long": 90}
-
-#: Dimensions of the value at a slot -> blueprints that suit it, best first.
+#: Dimensions of the value at a slot -> blueprints that she knows for it, best first. Others are left
+#: to those who propose them by name.
 SUITED: Mapping[int, tuple[str, ...]] = {
-    2: ("mlp-small", "low-rank"),
-    3: ("mlp-small", "attention"),
-    4: ("conv-medium", "depthwise"),
+    2: ("mlp-small", "gated-branch", "low-rank"),
+    3: ("mlp-small", "depthwise", "attention"),
+    4: ("conv-medium", "conv-light", "squeeze-excite"),
 }
 
 _SPREAD = 4.0  # a gradient ten times that of another is worth this much
+_NOISY = 0.25  # of a loss whose steps are a quarter of its level
 
 
-def _slots(observation: Observation) -> Sequence[str]:
+def _slots(observation: Observation, _: Picks) -> Sequence[str]:
     return [row.id for row in observation.rows if row.kind == "slot"]
 
 
-def _blueprints(observation: Observation) -> Sequence[str]:
-    return BLUEPRINTS
+def _blueprints(observation: Observation, picks: Picks) -> Sequence[str]:
+    slot = observation.session.model.anatomy.slots[picks["target"]]
+    return SUITED.get(len(slot.shape), ())
 
 
 def _plant(observation: Observation, picks: Picks) -> Proposal:
     slot = picks["target"]
-    life = observation.session.model.ecology.slot(slot)
+    algorithm: Any = picks["blend"]
     return PlantSeed(
         slot=slot,
         blueprint=picks["blueprint"],
-        blend=Blend(algorithm=picks["blend"], ticks=TEMPOS[picks["tempo"]]),
-        seed=life.planted,  # each seed of a slot draws its own weights
+        blend=blend(picks["tempo"], algorithm=algorithm),
+        # Each seed of a slot draws its own weights.
+        seed=observation.session.model.ecology.slot(slot).planted,
     )
 
 
@@ -60,11 +61,27 @@ PLANT = Act(
     {
         "target": _slots,
         "blueprint": _blueprints,
-        "blend": lambda _: ("add", "multiply", "gated"),
-        "tempo": lambda _: tuple(TEMPOS),
+        "blend": lambda *_: ("add", "multiply", "gated"),
+        "tempo": lambda *_: tuple(TEMPOS),
     },
     _plant,
 )
+
+
+def _axes(observation: Observation, _: Picks) -> Sequence[str]:
+    return [row.id for row in observation.rows if row.kind == "axis"]
+
+
+def _widen(observation: Observation, picks: Picks) -> Proposal:
+    axis = observation.session.model.anatomy.axes[picks["target"]]
+    count = max(1, axis.size * SHARES[picks["share"]] // 100)
+    return WidenUnits(axis=axis.id, count=count, seed=observation.tick)
+
+
+#: How many units come, in percent of those that are there.
+SHARES = {"quarter": 25, "half": 50, "double": 100}
+
+WIDEN = Act("widen", {"target": _axes, "share": lambda *_: tuple(SHARES)}, _widen)
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -127,8 +144,6 @@ def _pace(scene: Scene, choice: str) -> float:
     wanted = "long" if noise > _NOISY else "standard" if noise > _NOISY / 5 else "short"
     return float(choice == wanted)
 
-
-_NOISY = 0.25  # of a loss whose steps are a quarter of its level
 
 RULES: tuple[Rule, ...] = (
     Rule("wait", ACT, "waiting is worth 1: nothing is done that nothing speaks for", _wait),

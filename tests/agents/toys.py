@@ -12,30 +12,30 @@ import torch
 import esper
 from esper.agents.agent import RuleAgent
 from esper.agents.rules import Rule
-from esper.agents.space import ACT, Act, Space, following
+from esper.agents.space import ACT, Act, Picks, Space, following
 from esper.live.observation import Observation
 from esper.propose import DropRegion, PruneUnits, WidenUnits
 from esper.recorder.calls import replayable
 from tests.live.training import batch, step, traced
 
 
-def _axes(observation: Observation) -> Sequence[str]:
+def _axes(observation: Observation, _: Picks) -> Sequence[str]:
     return [*observation.session.model.anatomy.axes, "axis:nowhere/neurons"]
 
 
-def _phages(observation: Observation) -> Sequence[str]:
+def _phages(observation: Observation, _: Picks) -> Sequence[str]:
     return list(observation.session.model.anatomy.phages)
 
 
 DROP = Act("drop", {"target": _phages}, lambda _, picks: DropRegion(region=picks["target"]))
 CUT = Act(
     "cut",
-    {"target": _axes, "unit": lambda _: ("0", "1", "99")},
+    {"target": _axes, "unit": lambda *_: ("0", "1", "99")},
     lambda _, picks: PruneUnits(axis=picks["target"], units=(int(picks["unit"]),)),
 )
 WIDEN = Act(
     "widen",
-    {"target": _axes, "init": lambda _: ("zero", "net2net"), "count": lambda _: ("2", "40")},
+    {"target": _axes, "init": lambda *_: ("zero", "net2net"), "count": lambda *_: ("2", "40")},
     lambda _, picks: WidenUnits(
         axis=picks["target"], init=picks["init"], count=int(picks["count"])
     ),
@@ -88,7 +88,7 @@ def every_decision(acts: Sequence[Act], observation: Observation) -> list[dict[s
     """All complete picks, legal or not."""
     found = [{ACT: "wait"}]
     for act in acts:
-        options = [[(head, c) for c in choices(observation)] for head, choices in act.heads.items()]
+        options = [[(head, c) for c in choices(observation, {})] for head, choices in act.heads.items()]
         found += [{ACT: act.name, **dict(picks)} for picks in product(*options)]
     return found
 
