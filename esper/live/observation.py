@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from esper.ecology.ledger import weight
 from esper.ir.ecology import Immunity, SlotLife
 
 if TYPE_CHECKING:
@@ -183,14 +184,13 @@ def signal_figures(signal: Signal) -> dict[str, float]:
 def ledger_figures(page: Immunity, tick: int) -> dict[str, float]:
     """The figures of a page of the immune ledger.
 
-    `debt`. `harm`: antibodies at their present weight. `probes`: how many outcomes are known, with
-    `outcome` and `outcome_age` of the latest. `critical`, `cooldown`, `leased`: ticks that they
-    last still. `sedated`.
+    `debt`. `harm`: antibodies at their present weight. `probes`: how many findings are remembered;
+    of the latest `found.OUTCOME`, `found_age`, `found_change` (of the loss, higher is worse) and
+    `found_batches`. `critical`, `cooldown`, `leased`: ticks that they last still. `sedated`.
     """
-    harm = sum(a.harm * 0.5 ** ((tick - a.tick) / a.half_life) for a in page.antibodies)
     figures = {
         "debt": page.debt,
-        "harm": harm,
+        "harm": weight(page, tick),
         "probes": float(len(page.probes)),
         "critical": float(max(0, page.critical_until - tick)),
         "cooldown": float(max(0, page.cooldown_until - tick)),
@@ -198,6 +198,11 @@ def ledger_figures(page: Immunity, tick: int) -> dict[str, float]:
         "sedated": float(page.sedated),
     }
     if page.probes:
-        at, outcome = page.probes[-1]
-        figures |= {"outcome": outcome, "outcome_age": float(tick - at)}
+        last = page.probes[-1]
+        figures |= {
+            f"found.{last.outcome}": 1.0,
+            "found_age": float(tick - last.tick),
+            "found_change": last.change,
+            "found_batches": float(last.batches),
+        }
     return figures
