@@ -1,4 +1,4 @@
-"""Tamiyo grows: plants a seed where the gradient asks for it, once the loss has stopped falling.
+"""Tamiyo grows: a seed, or more units, where the gradient asks for it and the loss falls no more.
 
 She advances nothing: what she planted blends in, holds and commits by its own criteria
 (`esper.live.lifecycle`), or is culled.
@@ -75,7 +75,7 @@ def _axes(observation: Observation, _: Picks) -> Sequence[str]:
 def _widen(observation: Observation, picks: Picks) -> Proposal:
     axis = observation.session.model.anatomy.axes[picks["target"]]
     count = max(1, axis.size * SHARES[picks["share"]] // 100)
-    return WidenUnits(axis=axis.id, count=count, seed=observation.tick)
+    return WidenUnits(axis=axis.id, count=count, seed=axis.size)
 
 
 #: How many units come, in percent of those that are there.
@@ -96,19 +96,26 @@ def _plateau(scene: Scene, choice: str) -> float:
     known = scene.figure("loss", "count") >= me.warm
     flat = scene.figure("loss", "change") > -me.plateau
     underfit = scene.figure("loss", "level") > me.enough
-    return 2.0 if choice == "plant" and known and flat and underfit else 0.0
+    return 2.0 if choice != WAIT and known and flat and underfit else 0.0
 
 
 def _busy(scene: Scene, choice: str) -> float:
     me: Tamiyo = scene.options
     underway = sum(scene.figure("run", stage) for stage in UNDERWAY)
-    return -4.0 if choice == "plant" and underway >= me.most else 0.0
+    return -4.0 if choice != WAIT and underway >= me.most else 0.0
 
 
 def _budget(scene: Scene, choice: str) -> float:
     me: Tamiyo = scene.options
     spent = me.budget and scene.figure("run", "parameters") >= me.budget
-    return -4.0 if choice == "plant" and spent else 0.0
+    return -4.0 if choice != WAIT and spent else 0.0
+
+
+def _turns(scene: Scene, choice: str) -> float:
+    slots = scene.allowed("target", act="plant")
+    tried = all(scene.figure(slot, "planted") for slot in slots)
+    wanted = "widen" if tried else "plant"
+    return 0.5 if choice == wanted else 0.0
 
 
 def _steepest(scene: Scene, choice: str) -> float:
@@ -139,6 +146,10 @@ def _gentle(scene: Scene, choice: str) -> float:
     return float(choice == ("gated" if noisy else "add"))
 
 
+def _modest(scene: Scene, choice: str) -> float:
+    return float(choice == "half")
+
+
 def _pace(scene: Scene, choice: str) -> float:
     noise = scene.figure("loss", "noise")
     wanted = "long" if noise > _NOISY else "standard" if noise > _NOISY / 5 else "short"
@@ -147,15 +158,17 @@ def _pace(scene: Scene, choice: str) -> float:
 
 RULES: tuple[Rule, ...] = (
     Rule("wait", ACT, "waiting is worth 1: nothing is done that nothing speaks for", _wait),
-    Rule("plateau", ACT, "plant +2: the loss falls no more and is above `enough`", _plateau),
-    Rule("busy", ACT, "plant -4: `most` seeds are underway already", _busy),
-    Rule("budget", ACT, "plant -4: `budget` parameters are there", _budget),
-    Rule("steepest", "target", "+4 for each factor of 10 in the gradient at the slot", _steepest),
+    Rule("plateau", ACT, "growth +2: the loss falls no more and is above `enough`", _plateau),
+    Rule("busy", ACT, "growth -4: `most` seeds are underway already", _busy),
+    Rule("budget", ACT, "growth -4: `budget` parameters are there", _budget),
+    Rule("turns", ACT, "plant +1/2 while some slot never had a seed, then widen +1/2", _turns),
+    Rule("steepest", "target", "+4 for each factor of 10 in the gradient there", _steepest),
     Rule("fresh", "target", "-2 for each seed that was planted there before", _fresh),
     Rule("scar", "target", "+2 where something was removed, while the loss rises", _scar),
     Rule("suited", "blueprint", "+2, +1 for the first and second that suit the value", _suited),
     Rule("other", "blueprint", "-4 for the one that was tried there last", _other),
     Rule("gentle", "blend", "+1: gated where the loss is noisy, add elsewhere", _gentle),
+    Rule("modest", "share", "half as many units again +1", _modest),
     Rule("pace", "tempo", "+1: long where the loss is noisy, short where it is calm", _pace),
 )
 
@@ -167,14 +180,14 @@ class Tamiyo(RuleAgent):
 
     Attributes:
         plateau: a loss that falls by less than this share over half its window falls no more.
-        enough: loss below which nothing is planted.
+        enough: loss below which nothing grows.
         most: seeds that may be underway at a time.
-        budget: parameters from which on nothing is planted; 0: no limit.
+        budget: parameters from which on nothing grows; 0: no limit.
     """
 
     name: ClassVar[str] = "tamiyo"
     rules: ClassVar[tuple[Rule, ...]] = RULES
-    acts: ClassVar[tuple[Act, ...]] = (PLANT,)
+    acts: ClassVar[tuple[Act, ...]] = (PLANT, WIDEN)
 
     plateau: float = 0.05
     enough: float = 0.0
