@@ -146,7 +146,7 @@ class Boundary:
             return self._apply(proposal, policy)
         optimizers = [follower.optimizer for follower in session.optimizers]
         before = digests(session.model, optimizers)
-        event = diary.proposed(proposal, len(self.records), policy, cause)
+        event = diary.proposed(session.model, proposal, len(self.records), policy, cause)
         record = self._apply(proposal, policy)
         after = digests(session.model, optimizers) if record.kind == "passed" else None
         diary.judged(record, event, before, after)

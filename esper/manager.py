@@ -224,6 +224,7 @@ def _passed(plan: Plan) -> Record:
         proposal=plan.proposal,
         figures={**plan.figures, "tolerance": plan.tolerance},
         plan_digest=plan.digest,
+        plan_outline=plan.outline,
         plan_summary=plan.summary,
     )
 

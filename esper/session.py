@@ -21,14 +21,13 @@ import torch
 
 from esper.boundary import Boundary
 from esper.errors import BoundaryError, InputError, UsageError
-from esper.ir.ecology import Antibody
 from esper.ir.model import Model
 from esper.live import checkpoint
 from esper.live.averages import AverageFollower
 from esper.live.blocks import BlockCompiler
 from esper.live.compiled import Compilation, CompileMeter
 from esper.live.diary import Diary
-from esper.live.governor import Governor
+from esper.live.governor import Governor, charge
 from esper.live.losses import Losses
 from esper.live.optimizers import GroupOf, OptimizerFollower
 from esper.live.policy import StatePolicy
@@ -354,13 +353,9 @@ class Session:
         return self.tick
 
     def _charge(self) -> list[str]:
-        """Antibodies against what was changed since the keyframe: it may be what broke."""
-        ecology = self.model.ecology
+        """Charge what was changed since the keyframe."""
         targets = list(dict.fromkeys(t for p in self.since for t in p.targets))
-        for target in targets:
-            old = ecology.immunity(target)
-            antibody = Antibody(tick=ecology.tick, harm=1.0)
-            ecology.set(target, old.model_copy(update={"antibodies": (*old.antibodies, antibody)}))
+        charge(self.model.ecology, targets)
         self.since.clear()
         return targets
 

@@ -15,6 +15,7 @@ import typer
 from esper.cli import shell
 from esper.cli.flight import log_command, why_command
 from esper.cli.options import make_app, run_app
+from esper.cli.replay import replay_command
 from esper.errors import UsageError
 
 NAME = "esper"
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> int:
         codes: list[int] = []
         done = codes.append
-        app = make_app(NAME, _inspect(done), _bench(done), log_command(done), why_command(done))
+        commands = (log_command, why_command, replay_command)
+        app = make_app(NAME, _inspect(done), _bench(done), *(make(done) for make in commands))
         if run_app(app, NAME, words or ["--help"]):
             return 0
         return codes[0]

@@ -67,15 +67,22 @@ class Diary:
             if tick % self.recording.sync_every == 0:
                 self.recorder.sync()
 
-    def proposed(self, proposal: Proposal, rank: int, policy: StatePolicy, cause: Cause) -> Cause:
+    def proposed(
+        self, model: Model, proposal: Proposal, rank: int, policy: StatePolicy, cause: Cause
+    ) -> Cause:
         """A proposal as submitted, and what was resolved; returns the event to go on from."""
         if self.recorder is None:
             return None
         target = proposal.targets[0] if proposal.targets else ""
         agent = proposal.proposer
-        payload = Proposed(proposal=proposal.model_dump(mode="json"), rank=rank)
+        brought = model.payloads.get(str(getattr(proposal, "digest", "")))
+        payload = Proposed(
+            proposal=proposal.model_dump(mode="json"),
+            rank=rank,
+            tensors="" if brought is None else self.recorder.tensors(brought),
+        )
         event = self.recorder.event("proposal", payload, cause=cause, agent=agent, target=target)
-        config = _resolved(proposal, policy)
+        config = resolved(proposal, policy.text())
         return self.recorder.event(
             "resolved-config", config, cause=event, agent=agent, target=target
         )
@@ -105,7 +112,7 @@ class Diary:
             rewrite = Rewrite(
                 record.plan_digest or "",
                 before[0], after[0], before[1], after[1], before[2], after[2],
-                record.plan_summary,
+                record.plan_summary, record.plan_outline or "",
             )  # fmt: skip
             self.recorder.event("rewrite", rewrite, cause=event, **names)
 
@@ -155,7 +162,8 @@ class Diary:
             self.recorder.event("recompile", payload)
 
 
-def _resolved(proposal: Proposal, policy: StatePolicy) -> ResolvedConfig:
+def resolved(proposal: Proposal, state_policy: str) -> ResolvedConfig:
+    """What is going to be applied: the proposal's fields after defaults."""
     fields = proposal.model_dump(mode="json", exclude={"type", "proposer", "evidence"})
     blend: dict[str, Any] = fields.pop("blend", None) or {}
     return ResolvedConfig(
@@ -164,7 +172,7 @@ def _resolved(proposal: Proposal, policy: StatePolicy) -> ResolvedConfig:
         curve=str(blend.get("curve", "")),
         tempo=str(blend.get("ticks", "")),
         init=str(fields.pop("init", "")),
-        state_policy=policy.text(),
+        state_policy=state_policy,
         values=fields,
     )
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from esper.ir.ecology import Antibody, Ecology
 
 
 @dataclass
@@ -48,3 +51,11 @@ class Governor:
         while len(self.losses) > self.window:
             self.losses.popleft()
         return ""
+
+
+def charge(ecology: Ecology, targets: Iterable[str]) -> None:
+    """Antibodies against what was changed before training broke: it may be what broke it."""
+    for target in targets:
+        old = ecology.immunity(target)
+        antibody = Antibody(tick=ecology.tick, harm=1.0)
+        ecology.set(target, old.model_copy(update={"antibodies": (*old.antibodies, antibody)}))

@@ -107,7 +107,7 @@ def sample(
         logits=tuple(values),
         mask=mask.allowed,
         probabilities=probabilities,
-        entropy=-math.fsum(p * math.log(p) for p in probabilities if p > 0),
+        entropy=0.0 - math.fsum(p * math.log(p) for p in probabilities if p > 0),
         log_probability=values[chosen] - top - math.log(total),
         chosen=chosen,
         generator=stream,

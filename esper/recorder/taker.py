@@ -56,6 +56,9 @@ class EventTaker(Protocol):
     ) -> Event:
         """Append an event."""
 
+    def tensors(self, tensors: Mapping[str, torch.Tensor]) -> str:
+        """Store tensors and return the digest that events name them by."""
+
     def keyframe(
         self,
         tensors: Mapping[str, torch.Tensor],
