@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 from pydantic import Field, SerializeAsAny, TypeAdapter, WrapValidator
 
 from esper.errors import UsageError
+from esper.ir.ecology import Blend
 from esper.propose.base import ProposalBase, Tolerance
 from esper.propose.growth import WidenUnits
+from esper.propose.seeds import AdvanceSeed, CullSeed, PlantSeed
 from esper.propose.structure import (
     Cast,
     DropRegion,
@@ -30,12 +32,16 @@ from esper.propose.structure import (
 
 __all__ = [
     "ADAPTER",
+    "AdvanceSeed",
+    "Blend",
     "Cast",
+    "CullSeed",
     "DropRegion",
     "EliminateDead",
     "FoldConstants",
     "FuseConvBN",
     "KeepVocabulary",
+    "PlantSeed",
     "Proposal",
     "ProposalBase",
     "PruneUnits",
@@ -64,6 +70,9 @@ _Union = (
     | Cast
     | SelectBackend
     | WidenUnits
+    | PlantSeed
+    | AdvanceSeed
+    | CullSeed
 )
 _BUILT_IN: dict[str, type[ProposalBase]] = {_type_of(cls): cls for cls in get_args(_Union)}
 _others: dict[str, type[ProposalBase]] = {}
