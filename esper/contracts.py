@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from esper.ecology import rules as ecology
+from esper.ecology import order
 from esper.ir import pins
 from esper.plan import Refusal
 from esper.propose import (
@@ -185,6 +186,7 @@ STRUCTURE: tuple[Rule, ...] = (
     never_empty,
     enough_units,
     bypassable_region,
+    *order.RULES,
 )
 RULES: tuple[Rule, ...] = (*STRUCTURE, removable_part, *ecology.RULES)
 
