@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -45,6 +44,7 @@ class Boundary:
         self._batch = batch
         self.records: list[Record] = []
         self.rolled_back = ""
+        self._observation: Observation | None = None
         self._transaction: Transaction | None = None
         self._scope: AbstractContextManager[Transaction] | None = None
         self._closed = False
@@ -94,10 +94,12 @@ class Boundary:
 
     # -- proposals -------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def observation(self) -> Observation:
         """What agents see here; nothing is computed before it is read."""
-        return Observation(self.session)
+        if self._observation is None:
+            self._observation = Observation(self)
+        return self._observation
 
     def plan(self, proposal: Proposal) -> Plan | Refusal:
         """Dry run."""
@@ -125,10 +127,12 @@ class Boundary:
             chosen = policy or session.policies.get(proposal.type, _KEEP)
             if self._scope is None:
                 self._begin()
-            why = self.observation.cause(proposal) if cause is None else cause
-            made.append(self._recorded(proposal, chosen, why))
+            made.append(self._recorded(proposal, chosen, cause or self._cause(proposal)))
             self.records.append(made[-1])
         return made
+
+    def _cause(self, proposal: Proposal) -> Event | None:
+        return None if self._observation is None else self._observation.cause(proposal)
 
     def _begin(self) -> None:
         """The first proposal: whatever follows can be undone together, and the state is kept."""

@@ -1,8 +1,8 @@
 """Agents: what proposes growth and decay, by rules so far.
 
-    tamiyo, emrakul = Tamiyo(), Emrakul()
-    with session.boundary(loss) as b:
-        b.submit(*tamiyo.propose(b.observation), *emrakul.propose(b.observation))
+tamiyo, emrakul = Tamiyo(), Emrakul()
+with session.boundary(loss) as b:
+b.submit(*tamiyo.propose(b.observation), *emrakul.propose(b.observation))
 """
 
 from esper.agents.agent import RuleAgent as RuleAgent

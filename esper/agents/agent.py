@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from esper.agents.rules import Rule, Scene, Values, scores
 from esper.agents.space import Act, Space, following, key
 from esper.recorder import canonical
-from esper.recorder.decisions import HeadMask, HeadSample, Observation as Seen
+from esper.recorder.decisions import HeadMask, HeadSample
+from esper.recorder.decisions import Observation as Seen
 from esper.recorder.policy import chosen, sample
 
 if TYPE_CHECKING:
@@ -59,7 +60,13 @@ class RuleAgent:
         proposal = proposal.model_copy(
             update={"proposer": self.name, "evidence": {**proposal.evidence, **evidence}}
         )
-        return (proposal if event is None else observation.because(proposal, event),)
+        return self.carried_out(observation, proposal, event)
+
+    def carried_out(
+        self, observation: Observation, proposal: Proposal, cause: Event | None
+    ) -> tuple[Proposal, ...]:
+        """What is left to submit of a decision; some acts are more than a proposal."""
+        return (proposal if cause is None else observation.because(proposal, cause),)
 
     def decide(
         self, values: Values, masks: Mapping[str, HeadMask], generators: Generators

@@ -1,26 +1,31 @@
-"""Emrakul decays: probes what costs most and is cheapest to know about, removes what proved harmless.
+"""Emrakul decays: probes what costs most and is cheapest to know of, removes what is not needed.
 
-A probe sedates its target on held-out batches at one boundary and leaves the model bit for bit as it
-was; what it found stands in the immune ledger, and only a fresh harmless finding leads to a lysis.
+A probe sedates its target on held-out batches at one boundary and leaves the model bit for bit as
+it was; what it found stands in the immune ledger, and only a fresh harmless finding leads to a
+lysis.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from esper.agents.agent import RuleAgent
 from esper.agents.rules import Rule, Scene
 from esper.agents.space import ACT, WAIT, Act, Picks
+from esper.ecology.betting import Rule as StoppingRule
+from esper.errors import UsageError
 from esper.live.observation import UNDERWAY
-from esper.propose import Lyse, Sedate
+from esper.propose import ForgetScar, Lyse, Sedate, TendLedger
 from esper.recorder.calls import replayable
 
 if TYPE_CHECKING:
     from esper.live.observation import Observation
+    from esper.live.probe import Loss
     from esper.propose import Proposal
+    from esper.recorder.event import Event
 
 _CALM = 4.0  # what it weighs that something else is going on
 
@@ -29,16 +34,32 @@ def _phages(observation: Observation, _: Picks) -> Sequence[str]:
     return [r.id for r in observation.rows if r.kind == "phage" and r.figures["bypassable"]]
 
 
-def _probe(observation: Observation, picks: Picks) -> Proposal:
-    return Sedate(target=picks["target"])
+def _scars(observation: Observation, _: Picks) -> Sequence[str]:
+    return [r.id for r in observation.rows if r.kind == "slot" and r.figures.get("scar")]
 
 
-def _lyse(observation: Observation, picks: Picks) -> Proposal:
-    return Lyse(target=picks["target"])
+# The proposers are those of the final proposals: a lease lets its holder alone touch a target.
+_NAME = "emrakul"
+PROBE = Act("probe", {"target": _phages}, lambda _, p: Sedate(target=p["target"], proposer=_NAME))
+LYSE = Act("lyse", {"target": _phages}, lambda _, p: Lyse(target=p["target"], proposer=_NAME))
+FORGET = Act(
+    "forget", {"target": _scars}, lambda _, p: ForgetScar(slot=p["target"], proposer=_NAME)
+)
 
 
-PROBE = Act("probe", {"target": _phages}, _probe)
-LYSE = Act("lyse", {"target": _phages}, _lyse)
+@dataclass(frozen=True)
+class HeldOut:
+    """What probes measure on.
+
+    Attributes:
+        batches: that training does not see, in the order in which probes take them.
+        loss: (model, batch) -> loss, which must call the model that it is given.
+        rule: when a probe stops, and what counts as harm.
+    """
+
+    batches: Sequence[Any]
+    loss: Loss
+    rule: StoppingRule = field(default_factory=StoppingRule)
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -87,10 +108,13 @@ def _harm(scene: Scene, choice: str) -> float:
     return -scene.figure(choice, "harm")
 
 
+def _expired(scene: Scene, choice: str) -> float:
+    return 1.5 if choice == "forget" and scene.allowed("target", act="forget") else 0.0
+
+
 def _evidence(scene: Scene, choice: str) -> float:
-    if scene.picks[ACT] == "lyse":
-        return 0.0 if _harmless(scene, choice) else -10.0
-    return -10.0 if _known(scene, choice) else 0.0
+    wrong = {"lyse": not _harmless(scene, choice), "probe": _known(scene, choice)}
+    return -10.0 if wrong.get(scene.picks[ACT]) else 0.0
 
 
 def _known(scene: Scene, target: str) -> bool:
@@ -110,6 +134,7 @@ RULES: tuple[Rule, ...] = (
     Rule("settled", ACT, "all else -4: a seed is underway", _settled),
     Rule("curious", ACT, "probe +2: of some part no finding is fresh", _curious),
     Rule("proven", ACT, "lyse +3: of some part a fresh finding is harmless", _proven),
+    Rule("expired", ACT, "forget +3/2: a scar has expired", _expired),
     Rule("evidence", "target", "-10: probing what is known, removing what is not", _evidence),
     Rule("rent", "target", "up to +2 for its share of the highest debt", _rent),
     Rule("small", "target", "-1 for each factor of 10 in parameters that would go", _small),
@@ -121,16 +146,49 @@ RULES: tuple[Rule, ...] = (
 @replayable
 @dataclass(frozen=True, kw_only=True)
 class Emrakul(RuleAgent):
-    """Decays by `RULES`.
+    """Decays by `RULES`, and keeps the ledger: rents fall due whenever she decides.
 
     Attributes:
+        held_out: what she probes on; only `propose` needs it.
         spike: a loss that rises by more than this share over half its window is left in peace.
         fresh: ticks for which a probe's finding counts.
     """
 
-    name: ClassVar[str] = "emrakul"
+    name: ClassVar[str] = _NAME
     rules: ClassVar[tuple[Rule, ...]] = RULES
-    acts: ClassVar[tuple[Act, ...]] = (PROBE, LYSE)
+    acts: ClassVar[tuple[Act, ...]] = (PROBE, LYSE, FORGET)
 
+    held_out: HeldOut | None = field(default=None, compare=False, repr=False)
     spike: float = 0.05
     fresh: int = 50
+
+    def propose(self, observation: Observation) -> tuple[Proposal, ...]:
+        """One entry into the ledger, and a decision. Probes are held at once, at this boundary.
+
+        Raises:
+            UsageError: there is nothing to probe on.
+        """
+        if not self.due(observation.tick):
+            return ()
+        if self.held_out is None:
+            raise UsageError(
+                "Emrakul probes before she removes: Emrakul(held_out=HeldOut(batches, loss))"
+            )
+        return (*super().propose(observation), TendLedger(proposer=self.name))
+
+    def carried_out(
+        self, observation: Observation, proposal: Proposal, cause: Event | None
+    ) -> tuple[Proposal, ...]:
+        """Holds the probe where that was decided; its finding is in the ledger then."""
+        if not isinstance(proposal, Sedate):
+            return super().carried_out(observation, proposal, cause)
+        assert self.held_out is not None
+        observation.boundary.probe(
+            proposal.target,
+            self.held_out.batches,
+            loss=self.held_out.loss,
+            rule=self.held_out.rule,
+            proposer=self.name,
+            cause=cause,
+        )
+        return ()

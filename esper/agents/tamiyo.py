@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     from esper.live.observation import Observation
     from esper.propose import Proposal
 
-#: Dimensions of the value at a slot -> blueprints that she knows for it, best first. Others are left
-#: to those who propose them by name.
+#: Dimensions of the value at a slot -> blueprints that she knows for it, best first. Others are
+#: left to those who propose them by name.
 SUITED: Mapping[int, tuple[str, ...]] = {
     2: ("mlp-small", "gated-branch", "low-rank"),
     3: ("mlp-small", "depthwise", "attention"),
     4: ("conv-medium", "conv-light", "squeeze-excite"),
 }
 
+_NAME = "tamiyo"  # of the final proposals too: a lease lets its holder alone touch a target
 _SPREAD = 4.0  # a gradient ten times that of another is worth this much
 _NOISY = 0.25  # of a loss whose steps are a quarter of its level
 
@@ -40,8 +41,8 @@ def _slots(observation: Observation, _: Picks) -> Sequence[str]:
 
 
 def _blueprints(observation: Observation, picks: Picks) -> Sequence[str]:
-    slot = observation.session.model.anatomy.slots[picks["target"]]
-    return SUITED.get(len(slot.shape), ())
+    slot = observation.session.model.anatomy.slots.get(picks["target"])
+    return () if slot is None else SUITED.get(len(slot.shape), ())
 
 
 def _plant(observation: Observation, picks: Picks) -> Proposal:
@@ -49,6 +50,7 @@ def _plant(observation: Observation, picks: Picks) -> Proposal:
     algorithm: Any = picks["blend"]
     return PlantSeed(
         slot=slot,
+        proposer=_NAME,
         blueprint=picks["blueprint"],
         blend=blend(picks["tempo"], algorithm=algorithm),
         # Each seed of a slot draws its own weights.
@@ -73,9 +75,10 @@ def _axes(observation: Observation, _: Picks) -> Sequence[str]:
 
 
 def _widen(observation: Observation, picks: Picks) -> Proposal:
-    axis = observation.session.model.anatomy.axes[picks["target"]]
-    count = max(1, axis.size * SHARES[picks["share"]] // 100)
-    return WidenUnits(axis=axis.id, count=count, seed=axis.size)
+    axis = observation.session.model.anatomy.axes.get(picks["target"])
+    size = 1 if axis is None else axis.size  # what is gone is refused all the same
+    count = max(1, size * SHARES[picks["share"]] // 100)
+    return WidenUnits(axis=picks["target"], count=count, seed=size, proposer=_NAME)
 
 
 #: How many units come, in percent of those that are there.
@@ -185,7 +188,7 @@ class Tamiyo(RuleAgent):
         budget: parameters from which on nothing grows; 0: no limit.
     """
 
-    name: ClassVar[str] = "tamiyo"
+    name: ClassVar[str] = _NAME
     rules: ClassVar[tuple[Rule, ...]] = RULES
     acts: ClassVar[tuple[Act, ...]] = (PLANT, WIDEN)
 

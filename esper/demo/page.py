@@ -31,9 +31,7 @@ class Arm:
     def cells(self) -> tuple[str, ...]:
         """A row of the table of metrics."""
         median, low = quartiles(self.metric)
-        cost, size, churn = (
-            quartiles(v)[0] for v in (self.cost, self.parameters, self.churn)
-        )
+        cost, size, churn = (quartiles(v)[0] for v in (self.cost, self.parameters, self.churn))
         figures = f"{median:.4g}", f"{low:.4g}", f"{cost:.4g}", f"{size:,.0f}", f"{churn:g}"
         return (self.name, *figures, f"{self.failures} of {len(self.metric)}")
 
@@ -128,8 +126,7 @@ class Page:
     def text(self) -> str:
         """The page for a terminal."""
         parts = [f"{self.stage}: {self.claim}", f"{_word(self.holds)}: {self.finding}"]
-        for table in self.every_table():
-            parts.append(f"{table.title}\n{_indented(table.text())}")
+        parts += [f"{table.title}\n{_indented(table.text())}" for table in self.every_table()]
         parts += [pair.sentence() for pair in self.pairs]
         parts += [f"{e.title}\n{_indented(e.text)}" for e in self.excerpts]
         parts += [f"note: {note}" for note in self.notes]
@@ -141,9 +138,7 @@ def median_curve(name: str, runs: Sequence[Sequence[tuple[float, float]]]) -> Cu
     shortest = min(map(len, runs))
     return Curve(
         name,
-        tuple(
-            (runs[0][i][0], quartiles([run[i][1] for run in runs])[0]) for i in range(shortest)
-        ),
+        tuple((runs[0][i][0], quartiles([run[i][1] for run in runs])[0]) for i in range(shortest)),
     )
 
 

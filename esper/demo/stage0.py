@@ -40,7 +40,11 @@ def run(setting: Setting) -> Page:
     events = list(log)
     rooted = _rooted(log, events)
     reports = []
-    for name, level in (("decision", replay.decision), ("pass", replay.passes), ("full", replay.full)):
+    for name, level in (
+        ("decision", replay.decision),
+        ("pass", replay.passes),
+        ("full", replay.full),
+    ):
         setting.progress(2, 3, f"replaying at level {name}")
         reports.append(level(log))
     equal = all(report.equal for report in reports)

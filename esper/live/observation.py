@@ -13,9 +13,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from esper.ecology.ledger import weight
-from esper.ir.ecology import Immunity, SlotLife
+from esper.ecology.order import stage_of
+from esper.ecology.scars import expired, scar_view, scars
+from esper.ir.ecology import Immunity
 
 if TYPE_CHECKING:
+    from esper.boundary import Boundary
     from esper.ir.anatomy import Axis
     from esper.ir.model import Model
     from esper.ir.regions import Phage
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
     from esper.plan import Refusal
     from esper.propose import Proposal
     from esper.recorder.event import Event
-    from esper.session import Session
 
 Kind = Literal["slot", "phage", "axis"]
 Figures = Mapping[str, float]
@@ -58,9 +60,10 @@ class Observation:
         tick: of the boundary.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.tick = session.tick
+    def __init__(self, boundary: Boundary) -> None:
+        self.boundary = boundary
+        self.session = boundary.session
+        self.tick = self.session.tick
         self._causes: list[tuple[Proposal, Event]] = []
 
     @cached_property
@@ -87,15 +90,19 @@ class Observation:
     def values(self) -> dict[str, dict[str, float]]:
         """Everything that a policy reads, as it is recorded.
 
-        `loss`: see `esper.live.losses.Losses.figures`. `run`: tick, parameters, and how many slots
-        are in each stage of `UNDERWAY`. All else: rows by ID.
+        `loss`: see `esper.live.losses.Losses.figures`. `run`: `tick`, `parameters`, how many slots
+        are in each stage of `UNDERWAY`, how many `scars` there are, and the `debt` of all parts.
+        All else: rows by ID.
         """
         model = self.session.model
-        stages = [life.stage for life in model.ecology.slots().values()]
+        ecology = model.ecology
+        stages = [life.stage for life in ecology.slots().values()]
         run = {
             "tick": float(self.tick),
             "parameters": float(sum(p.numel() for p in model.parameters())),
             **{stage: float(stages.count(stage)) for stage in UNDERWAY if stage in stages},
+            "scars": float(len(scars(ecology))),
+            "debt": sum(page.debt for page in ecology.pages().values()),
         }
         rows = {row.id: dict(row.figures) for row in self.rows}
         return {"loss": self.session.losses.figures(), "run": run, **rows}
@@ -123,16 +130,17 @@ def slot_figures(model: Model, slot: str) -> dict[str, float]:
     """The figures of a slot.
 
     `dims`, `width`: of its value: dimensions, and size of the channels (the second dimension of an
-    image, else the last). `age`: ticks in the present stage, whose name is a figure too. `scar`:
-    whether something was removed here, and `scar_age`. `planted`: seeds so far. `blueprint.NAME`:
-    what was planted last. `alpha`: of the seed in it. `quarantine`: ticks that it lasts still.
+    image, else the last). `age`: ticks in the present stage, whose name is a figure too. `planted`:
+    seeds so far. `blueprint.NAME`: what was planted last. `alpha`: of the seed in it. `quarantine`:
+    ticks that it lasts still. `scar`: whether something was removed here, with `scar_age` and
+    whether it has `expired`.
     """
     tick, life = model.ecology.tick, model.ecology.slot(slot)
     shape = model.anatomy.slots[slot].shape
     width = shape[1 if len(shape) == 4 else -1] if shape else 0
     alpha = model.tensor(life.alpha) if life.alpha else None
     figures = {
-        life.stage: 1.0,
+        stage_of(life, tick): 1.0,
         "dims": float(len(shape)),
         "width": float(width) if isinstance(width, int) else 0.0,
         "age": float(tick - life.since),
@@ -143,13 +151,11 @@ def slot_figures(model: Model, slot: str) -> dict[str, float]:
         figures["alpha"] = float(alpha.detach())
     if life.blueprint:
         figures[f"blueprint.{life.blueprint}"] = 1.0
-    return {**figures, **_scar(life, tick)}
-
-
-def _scar(life: SlotLife, tick: int) -> dict[str, float]:
-    if life.slot_kind != "SCAR" or life.scar is None:
-        return {}
-    return {"scar": 1.0, "scar_age": float(tick - life.scar.since)}
+    view = scar_view(model.ecology, slot)
+    if view is not None:
+        over = float(expired(model.ecology, slot))
+        figures |= {"scar": 1.0, "scar_age": float(view.scar_age), "expired": over}
+    return figures
 
 
 def phage_figures(model: Model, phage: Phage) -> dict[str, float]:

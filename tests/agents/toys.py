@@ -88,7 +88,9 @@ def every_decision(acts: Sequence[Act], observation: Observation) -> list[dict[s
     """All complete picks, legal or not."""
     found = [{ACT: "wait"}]
     for act in acts:
-        options = [[(head, c) for c in choices(observation, {})] for head, choices in act.heads.items()]
+        options = [
+            [(head, c) for c in choices(observation, {})] for head, choices in act.heads.items()
+        ]
         found += [{ACT: act.name, **dict(picks)} for picks in product(*options)]
     return found
 
