@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from esper.ecology import rules as ecology
 from esper.ecology import order
+from esper.ecology import rules as ecology
 from esper.ir import pins
 from esper.plan import Refusal
 from esper.propose import (

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from esper.ir.ecology import Antibody, Ecology
+from esper.ecology import ledger
 
+if TYPE_CHECKING:
+    from esper.ir.ecology import Ecology
+    from esper.propose import Proposal
 
 @dataclass
 class Governor:
@@ -53,9 +56,14 @@ class Governor:
         return ""
 
 
-def charge(ecology: Ecology, targets: Iterable[str]) -> None:
-    """Antibodies against what was changed before training broke: it may be what broke it."""
-    for target in targets:
-        old = ecology.immunity(target)
-        antibody = Antibody(tick=ecology.tick, harm=1.0)
-        ecology.set(target, old.model_copy(update={"antibodies": (*old.antibodies, antibody)}))
+def charge(ecology: Ecology, proposal: Proposal) -> list[str]:
+    """Antibodies against doing the same again: the change may be what broke training.
+
+    Returns the pages of the immune ledger that got one.
+    """
+    pages = list(ledger.blamed(proposal)) if ledger.acts(proposal) else []
+    for name in pages:
+        page = ecology.immunity(name)
+        charged = ledger.charged(page, ecology.tick, proposal.type, ecology.terms)
+        ecology.set(name, charged)
+    return pages

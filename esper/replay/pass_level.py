@@ -231,7 +231,8 @@ class _Replay:
         if later:
             checkpoint.become(self._model, later[0])
         self._model.ecology.tick = to
-        charge(self._model.ecology, figures.get("charged", ()))
+        for number in dict.fromkeys(figures.get("charged_events", ())):
+            charge(self._model.ecology, propose.parse(self._log.event(number).payload.proposal))
 
     def _agree(
         self, event: Event, recorded: Any, now: Mapping[str, Any] | ResolvedConfig
