@@ -12,9 +12,11 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from esper.agents import Emrakul, Tamiyo
+from esper.agents import Emrakul, HeldOut, Tamiyo
 from esper.demo.data import Data, images, text
 from esper.demo.hosts import image_host, text_host
+from esper.ecology.betting import Rule as StoppingRule
+from esper.ir.ecology import Terms
 from esper.live.governor import Governor
 from esper.live.recording import Recording
 from esper.recorder.calls import Call, program
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from esper.ir.model import Model
     from esper.records import Record
 
-_AGENTS: Mapping[str, type[RuleAgent]] = {"tamiyo": Tamiyo, "emrakul": Emrakul}
+_PROBED = 48  # batches that a probe may take at most
 _TRAINING = 3  # a step costs about three forward passes
 
 
@@ -120,6 +122,8 @@ def train(
     rate: float = 3e-3,
     model: dict[str, int] | None = None,
     agents: dict[str, dict[str, Any]] | None = None,
+    terms: dict[str, float] | None = None,
+    margin: float = 0.02,
     keyframes_every: int = 0,
 ) -> Run:
     """Train a host with AdamW at a constant rate.
@@ -134,13 +138,16 @@ def train(
         rate: learning rate.
         model: further arguments of the host, such as its width.
         agents: name -> options of the agents that act at boundaries.
+        terms: of growth and decay, other than the usual (`esper.ir.ecology.Terms`).
+        margin: a probe calls a rise of the loss above it harm.
         keyframes_every: boundaries between keyframes in the log.
     """
     with _one_thread():
         found = images(data) if host == "image" else text()
         made = (image_host if host == "image" else text_host)(found, seed, **(model or {}))
-        chosen = {name: _AGENTS[name](**options) for name, options in (agents or {}).items()}
-        calls = {name: Call.of(type(a), **(agents or {})[name]) for name, a in chosen.items()}
+        options = agents or {}
+        chosen = _made(options, found, size, margin)
+        calls = {name: Call.of(type(a), **options[name]) for name, a in chosen.items()}
         meter = CostMeter()
         session = Session(
             made,
@@ -150,6 +157,7 @@ def train(
             generators=Generators(seed),
             stateful={"meter": meter},
             governor=Governor(),
+            terms=Terms(**(terms or {})),
             signals_every=10,
         )
         run = Run()
@@ -159,6 +167,26 @@ def train(
             run.accuracy, run.loss = judged(made, found)
             run.cost, run.parameters = meter.spent, sum(p.numel() for p in made.parameters())
         return run
+
+
+def _made(
+    options: Mapping[str, Mapping[str, Any]], data: Data, size: int, margin: float
+) -> dict[str, RuleAgent]:
+    """The agents by name; Emrakul probes on the part of the data that is there for it."""
+    made: dict[str, RuleAgent] = {}
+    for name, own in options.items():
+        if name == "emrakul":
+            inputs, labels = (part.split(size) for part in data.probe)
+            batches = list(zip(inputs, labels, strict=True))[:_PROBED]
+            rule = StoppingRule(margin=margin)
+            made[name] = Emrakul(held_out=HeldOut(batches, _probe_loss, rule), **own)
+        else:
+            made[name] = Tamiyo(**own)
+    return made
+
+
+def _probe_loss(model: Any, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return loss_of(model, *batch)
 
 
 def _step(
