@@ -81,6 +81,12 @@ def _settled(scene: Scene, choice: str) -> float:
     return -_CALM if choice != WAIT and underway else 0.0
 
 
+def _young(scene: Scene, choice: str) -> float:
+    me: Emrakul = scene.options
+    falling = scene.figure("loss", "change") < -me.young
+    return -_CALM if choice in ("probe", "lyse") and falling else 0.0
+
+
 def _curious(scene: Scene, choice: str) -> float:
     open_ = [t for t in scene.allowed("target", act="probe") if not _known(scene, t)]
     return 2.0 if choice == "probe" and open_ else 0.0
@@ -132,6 +138,7 @@ RULES: tuple[Rule, ...] = (
     Rule("wait", ACT, "waiting is worth 1: nothing is done that nothing speaks for", _wait),
     Rule("calm", ACT, "all else -4: the loss is rising, or not known yet", _calm),
     Rule("settled", ACT, "all else -4: a seed is underway", _settled),
+    Rule("young", ACT, "probe, lyse -4: the loss falls fast, parts are still learning", _young),
     Rule("curious", ACT, "probe +2: of some part no finding is fresh", _curious),
     Rule("proven", ACT, "lyse +3: of some part a fresh finding is harmless", _proven),
     Rule("expired", ACT, "forget +3/2: a scar has expired", _expired),
@@ -151,6 +158,8 @@ class Emrakul(RuleAgent):
     Attributes:
         held_out: what she probes on; only `propose` needs it.
         spike: a loss that rises by more than this share over half its window is left in peace.
+        young: while the loss falls by more than this share over half its window, parts are
+            still learning, and what they are worth is not known.
         fresh: ticks for which a probe's finding counts.
     """
 
@@ -160,6 +169,7 @@ class Emrakul(RuleAgent):
 
     held_out: HeldOut | None = field(default=None, compare=False, repr=False)
     spike: float = 0.05
+    young: float = 0.1
     fresh: int = 50
 
     def propose(self, observation: Observation) -> tuple[Proposal, ...]:

@@ -131,8 +131,9 @@ def _fresh(scene: Scene, choice: str) -> float:
 
 
 def _scar(scene: Scene, choice: str) -> float:
-    worse = scene.figure("loss", "change") > 0
-    return 2.0 if worse and scene.figure(choice, "scar") else 0.0
+    if not scene.figure(choice, "scar"):
+        return 0.0
+    return 2.0 if scene.figure(choice, "scar_change") > 0 else -2.0
 
 
 def _suited(scene: Scene, choice: str) -> float:
@@ -167,7 +168,12 @@ RULES: tuple[Rule, ...] = (
     Rule("turns", ACT, "plant +1/2 while some slot never had a seed, then widen +1/2", _turns),
     Rule("steepest", "target", "+4 for each factor of 10 in the gradient there", _steepest),
     Rule("fresh", "target", "-2 for each seed that was planted there before", _fresh),
-    Rule("scar", "target", "+2 where something was removed, while the loss rises", _scar),
+    Rule(
+        "scar",
+        "target",
+        "+2 on a scar whose removal cost some loss, else -2",
+        _scar,
+    ),
     Rule("suited", "blueprint", "+2, +1 for the first and second that suit the value", _suited),
     Rule("other", "blueprint", "-4 for the one that was tried there last", _other),
     Rule("gentle", "blend", "+1: gated where the loss is noisy, add elsewhere", _gentle),

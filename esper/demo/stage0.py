@@ -1,4 +1,4 @@
-"""Stage 0: any event of a finished run can be explained, and the run can be replayed from its log."""
+"""Stage 0: any event of a finished run is explained, and the run is replayed from its log."""
 
 from __future__ import annotations
 

@@ -19,15 +19,19 @@ from esper.ecology.betting import Rule as StoppingRule
 from esper.ir.ecology import Terms
 from esper.live.governor import Governor
 from esper.live.recording import Recording
+from esper.propose import Lyse
 from esper.recorder.calls import Call, program
 from esper.recorder.generators import Generators
 from esper.session import Session
 
 if TYPE_CHECKING:
     from esper.agents.agent import RuleAgent
+    from esper.boundary import Boundary
     from esper.ir.model import Model
     from esper.records import Record
 
+_SWEPT = 4  # batches of a sweep
+_RASH = StoppingRule(margin=20.0, error=0.3)
 _PROBED = 48  # batches that a probe may take at most
 _TRAINING = 3  # a step costs about three forward passes
 
@@ -51,6 +55,7 @@ class Run:
     Attributes:
         accuracy, loss: on the test part, at the end.
         cost: of training, in 1e9 multiply-accumulates.
+        per_step: cost of the last step.
         parameters: at the end.
         losses: (tick, loss of the training batch).
         changes: what became of each proposal, in order.
@@ -60,6 +65,7 @@ class Run:
     accuracy: float = math.nan
     loss: float = math.nan
     cost: float = 0.0
+    per_step: float = 0.0
     parameters: int = 0
     losses: list[tuple[float, float]] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
@@ -88,8 +94,8 @@ class CostMeter:
 
     def __init__(self) -> None:
         self.spent = 0.0
+        self.per_step = 0.0
         self._key: object = None
-        self._step = 0.0
 
     def step(self, model: Model, inputs: torch.Tensor) -> None:
         """One more step on a batch like this."""
@@ -97,8 +103,8 @@ class CostMeter:
         if key != self._key:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 model(inputs)
-            self._key, self._step = key, _TRAINING * counter.get_total_flops() / 2e9
-        self.spent += self._step
+            self._key, self.per_step = key, _TRAINING * counter.get_total_flops() / 2e9
+        self.spent += self.per_step
 
     def state_dict(self) -> dict[str, Any]:
         """What was spent."""
@@ -122,6 +128,9 @@ def train(
     rate: float = 3e-3,
     model: dict[str, int] | None = None,
     agents: dict[str, dict[str, Any]] | None = None,
+    agents_from: int = 0,
+    cut: str = "",
+    cut_at: int = 0,
     terms: dict[str, float] | None = None,
     margin: float = 0.02,
     keyframes_every: int = 0,
@@ -138,6 +147,10 @@ def train(
         rate: learning rate.
         model: further arguments of the host, such as its width.
         agents: name -> options of the agents that act at boundaries.
+        agents_from: tick from which they act.
+        cut: `most` or `least`: at `cut_at` someone removes the region that a sweep says is missed
+            most, or least, whatever that costs.
+        cut_at: tick of that.
         terms: of growth and decay, other than the usual (`esper.ir.ecology.Terms`).
         margin: a probe calls a rise of the loss above it harm.
         keyframes_every: boundaries between keyframes in the log.
@@ -163,9 +176,12 @@ def train(
         run = Run()
         with session:
             while session.tick < steps and (not budget or meter.spent < budget):
-                _step(session, found, meter, chosen, run, size)
+                acting = chosen if session.tick >= agents_from else {}
+                wish = cut if session.tick == cut_at else ""
+                _step(session, found, meter, acting, run, size, wish)
             run.accuracy, run.loss = judged(made, found)
-            run.cost, run.parameters = meter.spent, sum(p.numel() for p in made.parameters())
+            run.cost, run.per_step = meter.spent, meter.per_step
+            run.parameters = sum(p.numel() for p in made.parameters())
         return run
 
 
@@ -176,13 +192,29 @@ def _made(
     made: dict[str, RuleAgent] = {}
     for name, own in options.items():
         if name == "emrakul":
-            inputs, labels = (part.split(size) for part in data.probe)
-            batches = list(zip(inputs, labels, strict=True))[:_PROBED]
-            rule = StoppingRule(margin=margin)
-            made[name] = Emrakul(held_out=HeldOut(batches, _probe_loss, rule), **own)
+            held = HeldOut(_batches(data, size), _probe_loss, StoppingRule(margin=margin))
+            made[name] = Emrakul(held_out=held, **own)
         else:
             made[name] = Tamiyo(**own)
     return made
+
+
+def _batches(data: Data, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What probes measure on."""
+    inputs, labels = (part.split(size) for part in data.probe)
+    return list(zip(inputs, labels, strict=True))[:_PROBED]
+
+
+def _cut(boundary: Boundary, wish: str, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Someone removes a region by hand: any rise of the loss below `_RASH` is harmless to them."""
+    phages = boundary.session.model.anatomy.phages.values()
+    free = [phage.id for phage in phages if phage.bypassable]
+    free = [one for one in free if not any(other.startswith(f"{one}.") for other in free)]
+    swept = boundary.sweep(free, batches[:_SWEPT], loss=_probe_loss)
+    ranked = [line.target for line in swept if not line.refused]
+    target = ranked[-1 if wish == "most" else 0]
+    boundary.probe(target, batches, loss=_probe_loss, rule=_RASH)
+    boundary.submit(Lyse(target=target))
 
 
 def _probe_loss(model: Any, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -196,6 +228,7 @@ def _step(
     agents: Mapping[str, RuleAgent],
     run: Run,
     size: int,
+    cut: str,
 ) -> None:
     inputs, labels = data.batch(session.generators["data"].generator_at(session.tick), size)
     session.optimizer.zero_grad()
@@ -210,6 +243,8 @@ def _step(
             return
         for agent in agents.values():
             boundary.submit(*agent.propose(boundary.observation))
+        if cut:
+            _cut(boundary, cut, _batches(data, size))
     run.changes += [_change(session.tick - 1, record) for record in boundary.records]
 
 
@@ -240,7 +275,7 @@ def judged(model: Model, data: Data, most: int = 512) -> tuple[float, float]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums in one order: the same bits with however many cores, and faster for models this small."""
+    """Sums in one order: the same bits on any number of cores, and faster for small models."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from esper.ir.ecology import Ecology
     from esper.propose import Proposal
 
+
 @dataclass
 class Governor:
     """Judges each loss against its own recent past.

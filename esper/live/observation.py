@@ -132,8 +132,8 @@ def slot_figures(model: Model, slot: str) -> dict[str, float]:
     `dims`, `width`: of its value: dimensions, and size of the channels (the second dimension of an
     image, else the last). `age`: ticks in the present stage, whose name is a figure too. `planted`:
     seeds so far. `blueprint.NAME`: what was planted last. `alpha`: of the seed in it. `quarantine`:
-    ticks that it lasts still. `scar`: whether something was removed here, with `scar_age` and
-    whether it has `expired`.
+    ticks that it lasts still. `scar`: whether something was removed here, with `scar_age`,
+    whether it has `expired`, and by what the loss was to change without (`scar_change`).
     """
     tick, life = model.ecology.tick, model.ecology.slot(slot)
     shape = model.anatomy.slots[slot].shape
@@ -155,6 +155,10 @@ def slot_figures(model: Model, slot: str) -> dict[str, float]:
     if view is not None:
         over = float(expired(model.ecology, slot))
         figures |= {"scar": 1.0, "scar_age": float(view.scar_age), "expired": over}
+        scar = model.ecology.slot(slot).scar
+        change = None if scar is None else scar.figures.get("change")
+        if change is not None:
+            figures["scar_change"] = float(change)
     return figures
 
 

@@ -51,8 +51,8 @@ TAMIYO: dict[str, Case] = {
     "scar": Case(
         S,
         2.0,
-        {S: {"scar": 1.0}, "loss": {"change": 0.1}},
-        {S: {"scar": 1.0}, "loss": {"change": -0.1}},
+        {S: {"scar": 1.0, "scar_change": 0.1}},
+        {S: {"scar_change": 0.1}},
         PLANT,
     ),
     "suited": Case("conv-light", 1.0, {S: {"dims": 4.0}}, {S: {"dims": 3.0}}, AIMED),
@@ -70,6 +70,7 @@ EMRAKUL: dict[str, Case] = {
     "wait": Case("wait", 1.0, {}, otherwise="lyse"),
     "calm": Case("lyse", -4.0, {"loss": {**FLAT, "change": 0.2}}, {"loss": FLAT}),
     "settled": Case("probe", -4.0, {"run": {"holding": 1.0}}, {"run": {}}),
+    "young": Case("probe", -4.0, {"loss": {"change": -0.2}}, {"loss": {"change": -0.05}}),
     "curious": Case("probe", 2.0, {P: HARMLESS, Q: {}}, {P: HARMLESS, Q: HARMFUL}, {}, PROBEABLE),
     "proven": Case("lyse", 3.0, {P: HARMLESS}, {P: HARMFUL, Q: HARMLESS}, {}, REMOVABLE),
     "expired": Case("forget", 1.5, {}, masks={"target|act=forget": _mask(S)}, otherwise="lyse"),
