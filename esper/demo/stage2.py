@@ -20,6 +20,10 @@ _DEPTH = {True: 4, False: 6}
 _NEAR = 10  # ticks on either side of a removal that are compared
 _MARGIN = 0.015  # of the loss: what a probe calls harm
 _LASTING = 0.05  # a relative rise of the loss that counts as a lasting spike
+_LASTS = (
+    f"a spike lasts if {_NEAR} steps after a removal the median loss of {_NEAR} steps is still "
+    f"{_LASTING:.0%} above what it was before"
+)
 _HOLDS = 0.03  # accuracy that may be lost against the control
 
 
@@ -81,8 +85,7 @@ def run(setting: Setting) -> Page:
         curves=(curve("Emrakul removes", cut), curve("nothing removed", whole)),
         marks=marks(Log(logs[0])),
         notes=(
-            f"a spike lasts if the median loss is {_LASTING:.0%} above that of the {_NEAR} steps "
-            + f"before a removal in the {_NEAR} steps that begin {_NEAR} after it",
+            _LASTS,
             "rent left: of parameters and work, as a share of the whole model's, at list prices",
             f"the marks are those of seed 0: {logs[0].name}",
         ),
