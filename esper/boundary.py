@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from esper.ecology.criteria import GATES, gate
 from esper.errors import BoundaryError
 from esper.live.diary import digests
 from esper.live.policy import StatePolicy
@@ -56,8 +57,10 @@ class Boundary:
             session.meter.listen()
         try:
             self._govern()
+            if session.lifecycle is not None and not self.rolled_back:
+                session.lifecycle.open(self)
         except BaseException:
-            session._open = False
+            self._leave(failed=True)
             raise
         return self
 
@@ -68,15 +71,7 @@ class Boundary:
         trace: TracebackType | None,
     ) -> None:
         session = self.session
-        try:
-            if self._scope is not None:
-                if kind is not None:
-                    assert self._transaction is not None
-                    self._transaction.roll_back()
-                self._scope.__exit__(None, None, None)
-        finally:
-            session._open = False
-            self._closed = True
+        self._leave(failed=kind is not None)
         if kind is None:
             session.model.ecology.tick += 1
         if any(record.kind == "passed" for record in self.records):
@@ -86,6 +81,20 @@ class Boundary:
             if session.recorder is not None and kind is None:
                 state = digests(session.model, [f.optimizer for f in session.optimizers])
                 session.diary.boundary(session.tick, state, self._loss())
+
+    def _leave(self, *, failed: bool) -> None:
+        session = self.session
+        try:
+            if self._scope is not None:
+                if failed:
+                    assert self._transaction is not None
+                    self._transaction.roll_back()
+                self._scope.__exit__(None, None, None)
+            if failed and session.lifecycle is not None:
+                session.lifecycle.undo()
+        finally:
+            session._open = False
+            self._closed = True
 
     # -- proposals -------------------------------------------------------------------------------
 
@@ -133,12 +142,21 @@ class Boundary:
         if diary.recorder is None:
             return self._apply(proposal, policy)
         optimizers = [follower.optimizer for follower in session.optimizers]
-        before = digests(session.model, optimizers)
+        before, stages = digests(session.model, optimizers), self._stages()
         event = diary.proposed(proposal, len(self.records), policy, cause)
         record = self._apply(proposal, policy)
         after = digests(session.model, optimizers) if record.kind == "passed" else None
-        diary.judged(record, event, before, after)
+        event = diary.judged(record, event, before, after)
+        for slot, stage in self._stages().items():
+            old = stages.get(slot, "dormant")
+            if stage != old:
+                passed = gate(GATES, old, stage)
+                name = "" if passed is None else passed.name
+                diary.transition(slot, old, stage, name, proposal.evidence, event)
         return record
+
+    def _stages(self) -> dict[str, str]:
+        return {name: life.stage for name, life in self.session.model.ecology.slots().items()}
 
     def _apply(self, proposal: Proposal, policy: StatePolicy) -> Record:
         session = self.session

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
@@ -28,6 +28,7 @@ from esper.live.averages import AverageFollower
 from esper.live.compiled import Compilation, CompileMeter
 from esper.live.diary import Diary
 from esper.live.governor import Governor
+from esper.live.lifecycle import Lifecycle
 from esper.live.optimizers import GroupOf, OptimizerFollower
 from esper.live.policy import StatePolicy
 from esper.live.warmup import Warmup
@@ -59,6 +60,7 @@ class Session:
         governor: notices broken training and rolls back; None trusts the caller.
         keyframe_every: boundaries between two copies of the whole training state for the governor;
             one is also taken before each change. 0 takes only the latter.
+        lifecycle: moves seeds through their stages at each boundary; None leaves that to proposals.
         verify: how much the pass manager verifies, as in `PassManager`.
         instruments: observers of the pass manager.
         group_of: (name, parameter) -> index of the optimizer group that a new parameter joins.
@@ -80,6 +82,7 @@ class Session:
         policies: Mapping[str, StatePolicy] | None = None,
         governor: Governor | None = None,
         keyframe_every: int = 100,
+        lifecycle: Lifecycle | Literal["standard"] | None = "standard",
         verify: Verify = "incremental",
         instruments: Sequence[Instrument] = (),
         group_of: GroupOf | None = None,
@@ -103,6 +106,7 @@ class Session:
         self.policies = dict(policies or {})
         self.governor = governor
         self.keyframe_every = keyframe_every
+        self.lifecycle = Lifecycle() if lifecycle == "standard" else lifecycle
         self.optimizers = [
             OptimizerFollower(model, o, group_of, joins=i == 0) for i, o in enumerate(optimizers)
         ]
@@ -219,6 +223,7 @@ class Session:
             "averages": averages,
             "warmups": warm,
             "governor": None if self.governor is None else list(self.governor.losses),
+            "lifecycle": None if self.lifecycle is None else self.lifecycle.state_dict(),
             "random": checkpoint.capture_random(),
             "recorder": None if self.recorder is None else self.recorder.position,
         }
@@ -273,6 +278,8 @@ class Session:
         if self.governor is not None and state["governor"] is not None:
             self.governor.losses.clear()
             self.governor.losses.extend(state["governor"])
+        if self.lifecycle is not None and state["lifecycle"] is not None:
+            self.lifecycle.load_state_dict(state["lifecycle"])
         checkpoint.restore_random(state["random"])
         self.check()
 
