@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from esper.ir.trace import trace as trace
     from esper.live.governor import Governor as Governor
     from esper.live.layouts import register_optimizer_layout as register_optimizer_layout
+    from esper.live.lifecycle import Lifecycle as Lifecycle
     from esper.live.policy import StatePolicy as StatePolicy
     from esper.live.recording import Recording as Recording
     from esper.manager import PassManager as PassManager
@@ -40,6 +41,7 @@ _EXPORTS = {
     "Gate": "esper.gate.gate",
     "Generators": "esper.recorder.generators",
     "Governor": "esper.live.governor",
+    "Lifecycle": "esper.live.lifecycle",
     "Model": "esper.ir.model",
     "PassManager": "esper.manager",
     "Recorder": "esper.recorder.writer",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from esper.ecology.betting import Rule
+from esper.ecology.criteria import GATES, gate
 from esper.ecology.events import shot
 from esper.ecology.ledger import acts
 from esper.errors import BoundaryError
@@ -70,8 +71,10 @@ class Boundary:
             session.meter.listen()
         try:
             self._govern()
+            if session.lifecycle is not None and not self.rolled_back:
+                session.lifecycle.open(self)
         except BaseException:
-            session._open = None
+            self._leave(failed=True)
             raise
         return self
 
@@ -82,17 +85,7 @@ class Boundary:
         trace: TracebackType | None,
     ) -> None:
         session = self.session
-        try:
-            if self._scope is not None:
-                if kind is None:
-                    self._wake()
-                if kind is not None:
-                    assert self._transaction is not None
-                    self._transaction.roll_back()
-                self._scope.__exit__(None, None, None)
-        finally:
-            session._open = None
-            self._closed = True
+        self._leave(failed=kind is not None)
         if kind is None:
             session.model.ecology.tick += 1
         if any(record.kind == "passed" for record in self.records):
@@ -102,6 +95,22 @@ class Boundary:
             session.check()
         if session.recorder is not None:
             self._note(error)
+
+    def _leave(self, *, failed: bool) -> None:
+        session = self.session
+        try:
+            if self._scope is not None:
+                if not failed:
+                    self._wake()
+                if failed:
+                    assert self._transaction is not None
+                    self._transaction.roll_back()
+                self._scope.__exit__(None, None, None)
+            if failed and session.lifecycle is not None:
+                session.lifecycle.undo()
+        finally:
+            session._open = None
+            self._closed = True
 
     # -- proposals -------------------------------------------------------------------------------
 
@@ -235,15 +244,24 @@ class Boundary:
         if diary.recorder is None:
             return self._apply(proposal, policy)
         optimizers = [follower.optimizer for follower in session.optimizers]
-        before = digests(session.model, optimizers)
+        before, stages = digests(session.model, optimizers), self._stages()
         event = diary.proposed(session.model, proposal, len(self.records), policy, cause)
         record = self._apply(proposal, policy)
         after = digests(session.model, optimizers) if record.kind == "passed" else None
-        diary.judged(record, event, before, after)
+        judged = diary.judged(record, event, before, after)
+        for slot, stage in self._stages().items():
+            old = stages.get(slot, "dormant")
+            if stage != old:
+                passed = gate(GATES, old, stage)
+                name = "" if passed is None else passed.name
+                diary.transition(slot, old, stage, name, proposal.evidence, judged)
         if record.kind == "passed" and isinstance(event, int | Event):
             number = event.cause if isinstance(event, Event) else event
             session.since[-1] = (proposal, number)
         return record
+
+    def _stages(self) -> dict[str, str]:
+        return {name: life.stage for name, life in self.session.model.ecology.slots().items()}
 
     def _apply(self, proposal: Proposal, policy: StatePolicy) -> Record:
         session = self.session

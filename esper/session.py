@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
@@ -29,6 +29,7 @@ from esper.live.blocks import BlockCompiler
 from esper.live.compiled import Compilation, CompileMeter
 from esper.live.diary import Diary
 from esper.live.governor import Governor, charge
+from esper.live.lifecycle import Lifecycle
 from esper.live.losses import Losses
 from esper.live.optimizers import GroupOf, OptimizerFollower
 from esper.live.policy import StatePolicy
@@ -78,6 +79,7 @@ class Session:
         governor: notices broken training and rolls back; None trusts the caller.
         keyframe_every: boundaries between two copies of the whole training state for the governor;
             one is also taken before each change. 0 takes only the latter.
+        lifecycle: moves seeds through their stages at each boundary; None leaves that to proposals.
         verify: how much the pass manager verifies, as in `PassManager`.
         instruments: observers of the pass manager.
         group_of: (name, parameter) -> index of the optimizer group that a new parameter joins.
@@ -104,6 +106,7 @@ class Session:
         terms: Terms | None = None,
         governor: Governor | None = None,
         keyframe_every: int = 100,
+        lifecycle: Lifecycle | Literal["standard"] | None = "standard",
         verify: Verify = "incremental",
         instruments: Sequence[Instrument] = (),
         group_of: GroupOf | None = None,
@@ -131,6 +134,7 @@ class Session:
                 own.ecology.terms = terms
         self.governor = governor
         self.keyframe_every = keyframe_every
+        self.lifecycle = Lifecycle() if lifecycle == "standard" else lifecycle
         self.optimizers = [
             OptimizerFollower(model, o, group_of, joins=i == 0) for i, o in enumerate(optimizers)
         ]
@@ -293,6 +297,7 @@ class Session:
             "governor": None if self.governor is None else list(self.governor.losses),
             "losses": self.losses.state(),
             "signals": self.signals.state_dict(),
+            "lifecycle": None if self.lifecycle is None else self.lifecycle.state_dict(),
             "random": checkpoint.capture_random(),
             "generators": self.generators.state_dict(),
             "stateful": {name: own.state_dict() for name, own in self.stateful.items()},
@@ -357,6 +362,8 @@ class Session:
             self.governor.losses.extend(state["governor"])
         self.losses.assign(state["losses"])
         self.signals.load_state_dict(state["signals"])
+        if self.lifecycle is not None and state["lifecycle"] is not None:
+            self.lifecycle.load_state_dict(state["lifecycle"])
         checkpoint.restore_random(state["random"])
         self.generators.load_state_dict(state["generators"])
         for name, own in self.stateful.items():
