@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from esper.demo.data import Data
+from esper.ir.marker import Slot
 from esper.ir.model import Model
 from esper.ir.trace import trace
 
@@ -24,16 +25,18 @@ class Block(nn.Module):
 
 
 class ImageNet(nn.Module):
-    """A strided stem, residual blocks, pooling: images [N, 1, H, W] to logits [N, classes]."""
+    """Stem, a marked slot, residual blocks, pooling: images [N, 1, H, W] to logits [N, classes]."""
 
     def __init__(self, width: int, depth: int, classes: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, width, 3, stride=2, padding=1)
+        self.stem = nn.Conv2d(1, width, 5, padding=2)
+        self.grow = Slot()
         self.blocks = nn.Sequential(*[Block(width) for _ in range(depth)])
         self.head = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = functional.relu(self.blocks(functional.relu(self.stem(images))))
+        stem = functional.avg_pool2d(functional.relu(self.stem(images)), 2)
+        features = functional.relu(self.blocks(self.grow(stem)))
         logits: Tensor = self.head(features.mean((2, 3)))
         return logits
 

@@ -62,9 +62,9 @@ class Lifecycle:
         """Measure, move alpha, propose what is due. Called as a boundary opens."""
         self._journal = Journal()
         self._journal.add(partial(self.load_state_dict, self.state_dict()))
-        session, loss = boundary.session, boundary.loss
+        session, loss = boundary.session, boundary._loss()
         if loss is not None:
-            self._hear(session.model, float(loss))
+            self._hear(session.model, loss)
         slots = session.model.ecology.slots()
         for name in [name for name in self._norms if name not in slots]:
             self._forget(name)
