@@ -249,10 +249,11 @@ class Boundary:
         record = self._apply(proposal, policy)
         after = digests(session.model, optimizers) if record.kind == "passed" else None
         judged = diary.judged(record, event, before, after)
+        gates = GATES if session.lifecycle is None else session.lifecycle.gates
         for slot, stage in self._stages().items():
             old = stages.get(slot, "dormant")
             if stage != old:
-                passed = gate(GATES, old, stage)
+                passed = gate(gates, old, stage)
                 name = "" if passed is None else passed.name
                 diary.transition(slot, old, stage, name, proposal.evidence, judged)
         if record.kind == "passed" and isinstance(event, int | Event):

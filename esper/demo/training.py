@@ -16,8 +16,10 @@ from esper.agents import Emrakul, HeldOut, Tamiyo
 from esper.demo.data import Data, images, text
 from esper.demo.hosts import image_host, text_host
 from esper.ecology.betting import Rule as StoppingRule
+from esper.ecology.criteria import BLENDED, PROBATION, Criterion, StageGate
 from esper.ir.ecology import Terms
 from esper.live.governor import Governor
+from esper.live.lifecycle import Lifecycle
 from esper.live.recording import Recording
 from esper.propose import Lyse
 from esper.recorder.calls import Call, program
@@ -30,6 +32,17 @@ if TYPE_CHECKING:
     from esper.ir.model import Model
     from esper.records import Record
 
+# Behind the host a seed learns from gradients that do not feel it yet: the longer, the worse its
+# first steps into the open. These runs are short, so seeds come out as soon as they have a direction.
+_GERMINATE = StageGate(
+    "germinate",
+    "incubating",
+    "blending",
+    (
+        Criterion("ticks", ">=", 6, "ticks behind the host"),
+        Criterion("gradient-finite", ">=", 1, "whether every gradient norm so far was finite"),
+    ),
+)
 _SWEPT = 4  # batches of a sweep
 _RASH = StoppingRule(margin=20.0, error=0.3)
 _PROBED = 48  # batches that a probe may take at most
@@ -171,6 +184,7 @@ def train(
             stateful={"meter": meter},
             governor=Governor(),
             terms=Terms(**(terms or {})),
+            lifecycle=Lifecycle((_GERMINATE, BLENDED, PROBATION)),
             signals_every=10,
         )
         run = Run()

@@ -80,6 +80,8 @@ def sprout(
     places: dict[str, str] = {}  # traced node -> node of the host
     edits: list[Insert] = []
     read: dict[str, None] = {}
+    counters = (node.meta.get("counter") for node in traced.graph.nodes)
+    counted = {names[counter] for counter in counters if counter}
 
     def moved(path: str) -> str:
         return f"{soil.root}.{path.removeprefix(f'{_INNER}.')}"
@@ -101,15 +103,13 @@ def sprout(
         if node.op == "output":
             output = places[node.args[0][0].name]
             continue
-        if node.op == "get_attr" and not node.users:
+        if node.op == "get_attr" and not node.users and names[str(node.target)] not in counted:
             continue
         target: Any = node.target
         if node.op == "get_attr":
             target = moved(names[str(node.target)])
             read[names[str(node.target)]] = None
         counter = node.meta.get("counter", "")
-        if counter:
-            read[names[counter]] = None
         places[node.name] = soil.name(f"{prefix}_{node.name}")
         path = str(node.meta.get("module") or "").removeprefix(_INNER).removeprefix(".")
         edits.append(
