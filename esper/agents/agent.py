@@ -54,19 +54,18 @@ class RuleAgent:
         samples = self.decide(observation.values, space, session.generators)
         proposal = space.proposal(chosen(samples))
         event = self._record(observation, space, samples)
-        if proposal is None:
-            return ()
-        evidence = self._evidence(observation.values, space, samples)
-        proposal = proposal.model_copy(
-            update={"proposer": self.name, "evidence": {**proposal.evidence, **evidence}}
-        )
+        if proposal is not None:
+            evidence = self._evidence(observation.values, space, samples)
+            proposal = proposal.model_copy(
+                update={"proposer": self.name, "evidence": {**proposal.evidence, **evidence}}
+            )
         return self.carried_out(observation, proposal, event)
 
     def carried_out(
-        self, observation: Observation, proposal: Proposal, cause: Event | None
+        self, observation: Observation, proposal: Proposal | None, cause: Event | None
     ) -> tuple[Proposal, ...]:
-        """What is left to submit of a decision; some acts are more than a proposal."""
-        return (proposal if cause is None else observation.because(proposal, cause),)
+        """What is to be submitted of a decision; some acts are more than a proposal."""
+        return () if proposal is None else (observation.because(proposal, cause),)
 
     def decide(
         self, values: Values, masks: Mapping[str, HeadMask], generators: Generators

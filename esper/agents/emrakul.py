@@ -31,7 +31,7 @@ _CALM = 4.0  # what it weighs that something else is going on
 
 
 def _phages(observation: Observation, _: Picks) -> Sequence[str]:
-    return [r.id for r in observation.rows if r.kind == "phage" and r.figures["bypassable"]]
+    return [r.id for r in observation.rows if r.kind == "phage" and r.figures.get("bypassable")]
 
 
 def _scars(observation: Observation, _: Picks) -> Sequence[str]:
@@ -173,7 +173,7 @@ class Emrakul(RuleAgent):
     fresh: int = 50
 
     def propose(self, observation: Observation) -> tuple[Proposal, ...]:
-        """One entry into the ledger, and a decision. Probes are held at once, at this boundary.
+        """A decision, and an entry into the ledger. Probes are held at once, at this boundary.
 
         Raises:
             UsageError: there is nothing to probe on.
@@ -184,14 +184,15 @@ class Emrakul(RuleAgent):
             raise UsageError(
                 "Emrakul probes before she removes: Emrakul(held_out=HeldOut(batches, loss))"
             )
-        return (*super().propose(observation), TendLedger(proposer=self.name))
+        return super().propose(observation)
 
     def carried_out(
-        self, observation: Observation, proposal: Proposal, cause: Event | None
+        self, observation: Observation, proposal: Proposal | None, cause: Event | None
     ) -> tuple[Proposal, ...]:
-        """Holds the probe where that was decided; its finding is in the ledger then."""
+        """Holds a probe at once, so that its finding is in the ledger; then rents fall due."""
+        entry = observation.because(TendLedger(proposer=self.name), cause)
         if not isinstance(proposal, Sedate):
-            return super().carried_out(observation, proposal, cause)
+            return (*super().carried_out(observation, proposal, cause), entry)
         assert self.held_out is not None
         observation.boundary.probe(
             proposal.target,
@@ -201,4 +202,4 @@ class Emrakul(RuleAgent):
             proposer=self.name,
             cause=cause,
         )
-        return ()
+        return (entry,)

@@ -29,9 +29,11 @@ def run(setting: Setting) -> Page:
         seed=0,
         steps=steps,
         data=setting.data,
+        rate=5e-3,
+        model={"width": 8, "depth": 1},
         agents={
-            "tamiyo": {"every": max(4, steps // 16), "warm": 8, "plateau": 0.4},
-            "emrakul": {"every": max(4, steps // 10), "warm": 8},
+            "tamiyo": {"every": max(4, steps // 6), "warm": 8, "plateau": 0.5},
+            "emrakul": {"every": max(4, steps // 8), "warm": 8, "young": 0.5},
         },
         keyframes_every=max(1, steps // 4),
     )
@@ -102,11 +104,11 @@ def _rooted(log: Log, events: list[Event]) -> tuple[int, int]:
 
 
 def _telling(log: Log, events: Iterable[Event]) -> list[Event]:
-    """One rewrite of each agent's: the events that a person would ask about first."""
+    """The first probe and the first rewrite of an agent: what a person would ask about first."""
     found: dict[str, Event] = {}
     for event in events:
-        if event.kind == "rewrite" and len(log.causes(event)) > 3:
-            found.setdefault(event.agent, event)
+        if event.kind in ("probe", "rewrite") and log.causes(event)[0].kind == "observation":
+            found.setdefault("probe" if event.agent == "emrakul" else "rewrite", event)
     return list(found.values())
 
 

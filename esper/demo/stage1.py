@@ -13,8 +13,10 @@ from esper.recorder.log import Log
 
 _SEEDS = 10
 _STEPS = {True: 240, False: 600}
-_HOST = {"width": 8, "depth": 1}
-_MORE = 4  # the control may take this many times as many steps, until the cost is the same
+_HOST = {"width": 8, "depth": 0}
+_RATE = 5e-3
+_BUDGET = 2000  # parameters from which on nothing grows
+_MORE = 8  # the control may take this many times as many steps, until the cost is the same
 _LEAST = 5  # seeds below which a sign test can say nothing
 
 
@@ -22,8 +24,15 @@ def run(setting: Setting) -> Page:
     """Paired seeds: Tamiyo grows a small host; the control trains on until it has cost as much."""
     seeds = setting.seeds or _SEEDS
     steps = setting.steps or _STEPS[setting.short]
-    options: dict[str, Any] = {"data": setting.data, "model": _HOST}
-    growing = {"tamiyo": {"every": max(2, steps // 12), "warm": 16, "plateau": 0.5, "most": 2}}
+    options: dict[str, Any] = {"data": setting.data, "model": _HOST, "rate": _RATE}
+    growing = {
+        "tamiyo": {
+            "every": max(2, steps // 15),
+            "warm": min(60, steps // 5),
+            "plateau": 0.3,
+            "budget": _BUDGET,
+        }
+    }
     path = setting.log("stage1")
     grown: list[Run] = []
     plain: list[Run] = []

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from esper.ir.model import Model
     from esper.records import Record
 
-# Behind the host a seed learns from gradients that do not feel it yet: the longer, the worse its
-# first steps into the open. These runs are short, so seeds come out as soon as they have a direction.
+# Behind the host a seed learns from gradients that do not feel it yet, so the longer it stays, the
+# larger its first steps in the open. Here it comes out as soon as it has a direction.
 _GERMINATE = StageGate(
     "germinate",
     "incubating",
@@ -93,7 +93,7 @@ class Run:
     def failed(self) -> bool:
         """Whether the run broke."""
         broken = any(change.kind == "failure" for change in self.changes)
-        return broken or self.rollbacks > 0 or not math.isfinite(self.loss)
+        return broken or not math.isfinite(self.loss)
 
 
 #: Proposals that change what is computed; probes and the ledger's entries do not.

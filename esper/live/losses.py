@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
+from itertools import pairwise
 
 
 class Losses:
@@ -37,7 +38,7 @@ class Losses:
             return figures
         middle = len(kept) // 2
         old, new = statistics.median(kept[:middle]), statistics.median(kept[middle:])
-        steps = [abs(a - b) for a, b in zip(kept, kept[1:], strict=False)]
+        steps = [abs(a - b) for a, b in pairwise(kept)]
         figures["level"] = new
         figures["change"] = _share(new - old, old)
         figures["noise"] = _share(statistics.median(steps), new)

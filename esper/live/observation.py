@@ -1,8 +1,8 @@
 """What agents see at a boundary: one row for each part that may change, and the whole in figures.
 
 All of it is plain floats by name, so that a recorded observation is enough to decide again. What is
-one of several (a stage, a blueprint) is a figure of that name which is 1 where it holds and absent
-elsewhere.
+one of several (a stage, a blueprint) is a figure of that name which is 1 where it holds. Figures of
+parts that are 0 are left out.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ class Observation:
         ]
         signals = self.session.signals
         return tuple(
-            Row(row.id, row.kind, {**row.figures, **signal_figures(signals[row.id])})
-            if row.id in signals
-            else row
+            Row(row.id, row.kind, _present({**row.figures, **signal_figures(signals.get(row.id))}))
             for row in rows
         )
 
@@ -113,9 +111,10 @@ class Observation:
 
     # -- causes ----------------------------------------------------------------------------------
 
-    def because(self, proposal: Proposal, event: Event) -> Proposal:
-        """Remember which event led to a proposal; `Boundary.submit` asks for it."""
-        self._causes.append((proposal, event))
+    def because(self, proposal: Proposal, event: Event | None) -> Proposal:
+        """Remember which event led to a proposal, if one is recorded; `Boundary.submit` asks."""
+        if event is not None:
+            self._causes.append((proposal, event))
         return proposal
 
     def cause(self, proposal: Proposal) -> Event | None:
@@ -185,8 +184,15 @@ def axis_figures(model: Model, axis: Axis) -> dict[str, float]:
     }
 
 
-def signal_figures(signal: Signal) -> dict[str, float]:
+def _present(figures: Figures) -> dict[str, float]:
+    """What is not zero: absent figures count as 0, and a record is half as long."""
+    return {name: value for name, value in figures.items() if value}
+
+
+def signal_figures(signal: Signal | None) -> dict[str, float]:
     """What of a boundary signal is known: `gradient`, `dmask`, `dalpha`, `saliency`, ..."""
+    if signal is None:
+        return {}
     named = {name: getattr(signal, name) for name in _SIGNALS}
     return {name: float(value) for name, value in named.items() if value is not None}
 
