@@ -34,13 +34,14 @@ class Diary:
     """Writes the events of a session; without a recorder it does nothing.
 
     Ticks are written at once and reach the disk with the next boundary at which something was
-    proposed, at the latest every `sync_every` ticks.
+    proposed, at the latest after `sync_seconds` of the recorder's clock.
     """
 
     def __init__(self, recorder: EventTaker | None, recording: Recording) -> None:
         self.recorder = recorder
         self.recording = recording
         self._compilations = 0
+        self._due = 0  # when ticks are synced next
 
     def begin(self, model: Model, seeds: Mapping[str, int]) -> None:
         """The first event, unless the log goes on."""
@@ -63,8 +64,9 @@ class Diary:
         if self.recorder is not None:
             self.recorder.tick = tick
             digest = "" if batch is None else batch_digest(batch)
-            self.recorder.event("tick", Tick(loss=loss, batch=digest))
-            if tick % self.recording.sync_every == 0:
+            event = self.recorder.event("tick", Tick(loss=loss, batch=digest))
+            if event.time > self._due:
+                self._due = event.time + int(1e9 * self.recording.sync_seconds)
                 self.recorder.sync()
 
     def proposed(
