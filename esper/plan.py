@@ -186,7 +186,7 @@ class Plan:
 
     @cached_property
     def outline(self) -> str:
-        """Hash of `text()` without the values of tensors: it does not depend on what was learned."""
+        """Hash of `text()` without the values of tensors: what was learned has no effect."""
         text = _VALUES.sub(r"\1", self.text())
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -42,7 +42,7 @@ class Diary:
     """Writes the events of a session; without a recorder it does nothing.
 
     Ticks are written at once and reach the disk with the next boundary at which something was
-    proposed, at the latest every `sync_every` ticks.
+    proposed, at the latest after `sync_seconds` of the recorder's clock.
     """
 
     def __init__(self, recorder: EventTaker | None, recording: Recording) -> None:
@@ -50,6 +50,7 @@ class Diary:
         self.recording = recording
         self._compilations = 0
         self.here: int | None = None  # the event of the latest tick
+        self._due = 0  # when ticks are synced next
 
     def begin(self, model: Model, seeds: Mapping[str, int]) -> None:
         """The first event, unless the log goes on."""
@@ -72,8 +73,10 @@ class Diary:
         if self.recorder is not None:
             self.recorder.tick = tick
             digest = "" if batch is None else batch_digest(batch)
-            self.here = self.recorder.event("tick", Tick(loss=loss, batch=digest)).number
-            if tick % self.recording.sync_every == 0:
+            event = self.recorder.event("tick", Tick(loss=loss, batch=digest))
+            self.here = event.number
+            if event.time > self._due:
+                self._due = event.time + int(1e9 * self.recording.sync_seconds)
                 self.recorder.sync()
 
     def proposed(

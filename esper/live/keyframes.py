@@ -12,6 +12,7 @@ from esper.live.recording import Recording
 from esper.recorder.event import Event
 from esper.recorder.history import surviving
 from esper.recorder.log import Log
+from esper.recorder.sidecar import tensors_digest
 from esper.recorder.taker import EventTaker
 from esper.recorder.writer import Recorder
 
@@ -26,14 +27,23 @@ def write(
     cursors: Mapping[str, int],
 ) -> None:
     """Store a state and remove those that the schedule no longer keeps."""
-    # A place in the log would differ between a run and its replay.
-    tensors = packing.pack({**state, "recorder": None})
-    recorder.keyframe(tensors, state={"tick": tick}, generators=cursors)
+    state = {**state, "recorder": None}
+    known = {"tick": tick, "content": content(state)}
+    recorder.keyframe(packing.pack(state), state=known, generators=cursors)
     recorder.sync()
     period = recording.period(tick)
     for earlier, digest in list(recorder.keyframes.items()):
         if earlier % period:
             recorder.forget(digest)
+
+
+def content(state: Mapping[str, Any]) -> str:
+    """Digest of what a run must come to again: all but the generators that it may not have seeded.
+
+    A fresh process seeds those of Python and NumPy from the system.
+    """
+    chance = {name: state["random"][name] for name in ("torch", "cuda")}
+    return tensors_digest(packing.pack({**state, "random": chance}))
 
 
 def read(log: Log, event: Event) -> dict[str, Any]:

@@ -18,7 +18,7 @@ CHANCE = frozenset({"recompile", "resumed", "finished"})
 #: Digests of floating-point values: equal on the same platform only.
 VALUES = frozenset(
     "parameters parameters_before parameters_after optimizer optimizer_before optimizer_after "
-    "digest plan".split()
+    "digest content plan".split()
 )
 RELATIVE = 1e-3  # between platforms
 MOST = 5  # differences that are named
@@ -80,7 +80,12 @@ def payload(event_kind: str, value: Payload | Mapping[str, Any]) -> dict[str, An
     found: dict[str, Any] = canonical.plain(value)
     if event_kind == "run-started":
         found.pop("platform", None)  # held against this one's before
-        found["config"].pop("program", None)  # the user may name another
+        for name in ("program", "policies"):  # the user may name another, what it does is compared
+            found["config"].pop(name, None)
+    if event_kind == "keyframe" and "content" in found["state"]:
+        # What else it holds depends on the process (`esper.live.keyframes.content`).
+        found.pop("digest")
+        found.pop("size")
     if event_kind == "metric" and "seconds" in str(found.get("name")):
         found.pop("value", None)
     return found
@@ -112,6 +117,8 @@ def blame(event: Event, found: list[Difference]) -> Blame:
         return "mask" if _refused(found) else "wiring"
     if event.kind == "boundary" and "graph" in fields:
         return "wiring"
+    if event.kind == "rewrite" and fields & {"parameters_before", "optimizer_before"}:
+        return "training"
     if "kind" in fields:
         now = next(d.now for d in found if d.field == "kind")
         return _BLAMES.get(event.kind) or _BLAMES.get(str(now), "training")

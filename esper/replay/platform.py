@@ -34,6 +34,8 @@ def settings_of(start: RunStarted) -> Iterator[None]:
     torch.use_deterministic_algorithms(bool(recorded.get("deterministic_algorithms")))
     torch.set_default_dtype(getattr(torch, str(recorded.get("default_dtype", "float32"))))
     torch.set_float32_matmul_precision(str(recorded.get("float32_matmul_precision", precision)))
+    if "torch" in start.seeds:  # for a program that leaves this to its caller
+        torch.manual_seed(start.seeds["torch"])
     try:
         yield
     finally:

@@ -153,7 +153,8 @@ class Witness:
         now = "completed" if error is None else f"failed: {type(error).__name__}"
         if self._next < len(self._recorded):
             event = self._recorded[self._next]
-            found = (Difference("kind", event.kind, f"the program {now}"),)
+            why = "" if error is None else f": {error}"
+            found = (Difference("kind", event.kind, f"the program {now}{why}"),)
             self.divergence = Divergence(event, compare.blame(event, []), found, self.agreed)
         elif self._end is not None and error is not None:
             before = f"{self._end.payload.status}: {self._end.payload.reason}".removesuffix(": ")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -129,6 +131,11 @@ def act(session: Session, boundary: Boundary, cutter: Cutter, loss: float) -> No
         boundary.submit(Mark(slot=slot, blend=blend, proposer="tamiyo"), cause=cause)
 
 
+@cache
+def _traced() -> Model:
+    return traced(torch.float32)
+
+
 @esper.program
 def train(
     recorder: Any,
@@ -140,7 +147,8 @@ def train(
 ) -> Session:
     """The run. `stop_at` raises in the middle, as a crash would."""
     generators = esper.Generators(seed)
-    model = traced(torch.float32)
+    model = copy.deepcopy(_traced())
+    torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=FAULTS.get("lr", 0.01))
     session = esper.Session(
         model,
