@@ -1,4 +1,4 @@
-"""The page of a storyboard: the same frame, tables and pictures as the report of an optimisation."""
+"""The page of a storyboard, in the frame and the style of the report of an optimisation."""
 
 from __future__ import annotations
 
