@@ -33,6 +33,7 @@ SUITED: Mapping[int, tuple[str, ...]] = {
 
 _NAME = "tamiyo"  # of the final proposals too: a lease lets its holder alone touch a target
 _SPREAD = 4.0  # a gradient ten times that of another is worth this much
+_REGROW = 8.0  # more than two powers of ten in the gradient elsewhere
 _NOISY = 0.25  # of a loss whose steps are a quarter of its level
 
 
@@ -133,7 +134,7 @@ def _fresh(scene: Scene, choice: str) -> float:
 def _scar(scene: Scene, choice: str) -> float:
     if not scene.figure(choice, "scar"):
         return 0.0
-    return 2.0 if scene.figure(choice, "scar_change") > 0 else -2.0
+    return _REGROW if scene.figure(choice, "scar_change") > 0 else -2.0
 
 
 def _suited(scene: Scene, choice: str) -> float:
@@ -171,7 +172,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "scar",
         "target",
-        "+2 on a scar whose removal cost some loss, else -2",
+        "+8 on a scar whose removal cost some loss, else -2",
         _scar,
     ),
     Rule("suited", "blueprint", "+2, +1 for the first and second that suit the value", _suited),

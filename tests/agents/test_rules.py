@@ -50,7 +50,7 @@ TAMIYO: dict[str, Case] = {
     "fresh": Case(S, -4.0, {S: {"planted": 2.0}}, {S: {"planted": 0.0}}, PLANT),
     "scar": Case(
         S,
-        2.0,
+        8.0,
         {S: {"scar": 1.0, "scar_change": 0.1}},
         {S: {"scar_change": 0.1}},
         PLANT,
