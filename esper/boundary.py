@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from esper.ecology.betting import Rule
+from esper.ecology.criteria import GATES, gate
 from esper.ecology.events import shot
 from esper.ecology.ledger import acts, only_writes
 from esper.errors import BoundaryError
 from esper.live.clinic import Clinic, Part, parts
 from esper.live.diary import digests
+from esper.live.observation import Observation
 from esper.live.policy import StatePolicy
 from esper.plan import Plan, Refusal
 from esper.propose import Proposal, Sedate, Wake
@@ -50,6 +52,7 @@ class Boundary:
         self._batch = batch
         self.records: list[Record] = []
         self.rolled_back = ""
+        self._observation: Observation | None = None
         self._kept = False
         self._transaction: Transaction | None = None
         self._scope: AbstractContextManager[Transaction] | None = None
@@ -68,8 +71,10 @@ class Boundary:
             session.meter.listen()
         try:
             self._govern()
+            if session.lifecycle is not None and not self.rolled_back:
+                session.lifecycle.open(self)
         except BaseException:
-            session._open = None
+            self._leave(failed=True)
             raise
         return self
 
@@ -80,27 +85,41 @@ class Boundary:
         trace: TracebackType | None,
     ) -> None:
         session = self.session
-        try:
-            if self._scope is not None:
-                if kind is None:
-                    self._wake()
-                if kind is not None:
-                    assert self._transaction is not None
-                    self._transaction.roll_back()
-                self._scope.__exit__(None, None, None)
-        finally:
-            session._open = None
-            self._closed = True
+        self._leave(failed=kind is not None)
         if kind is None:
             session.model.ecology.tick += 1
         if any(record.kind == "passed" and _edits(record) for record in self.records):
             session.model.renew_code()
+            session.signals.renew()
         if self.records:
             session.check()
         if session.recorder is not None:
             self._note(error)
 
+    def _leave(self, *, failed: bool) -> None:
+        session = self.session
+        try:
+            if self._scope is not None:
+                if not failed:
+                    self._wake()
+                if failed:
+                    assert self._transaction is not None
+                    self._transaction.roll_back()
+                self._scope.__exit__(None, None, None)
+            if failed and session.lifecycle is not None:
+                session.lifecycle.undo()
+        finally:
+            session._open = None
+            self._closed = True
+
     # -- proposals -------------------------------------------------------------------------------
+
+    @property
+    def observation(self) -> Observation:
+        """What agents see here; nothing is computed before it is read."""
+        if self._observation is None:
+            self._observation = Observation(self)
+        return self._observation
 
     def plan(self, proposal: Proposal) -> Plan | Refusal:
         """Dry run."""
@@ -117,7 +136,8 @@ class Boundary:
         Args:
             proposals: what is wished.
             policy: what optimizer state does; by default the session's policy for the type.
-            cause: the event of the flight record that led to the proposals.
+            cause: the event of the flight record that led to the proposals; by default what an
+                agent noted for each (`Observation.because`).
         """
         session = self.session
         self._refuse_closed()
@@ -129,7 +149,7 @@ class Boundary:
             if self._scope is None:
                 self._scope = session.manager.transaction()
                 self._transaction = self._scope.__enter__()
-            record = self._recorded(proposal, chosen, cause)
+            record = self._recorded(proposal, chosen, cause or self._cause(proposal))
             made.append(record)
             self.records.append(record)
             target = proposal.targets[0] if proposal.targets else ""
@@ -139,6 +159,9 @@ class Boundary:
             if record.kind == "passed" and not only_writes(proposal):
                 self._clinic.discharge()
         return made
+
+    def _cause(self, proposal: Proposal) -> Event | None:
+        return None if self._observation is None else self._observation.cause(proposal)
 
     def probe(
         self,
@@ -221,15 +244,25 @@ class Boundary:
         if diary.recorder is None:
             return self._apply(proposal, policy)
         optimizers = [follower.optimizer for follower in session.optimizers]
-        before = digests(session.model, optimizers)
+        before, stages = digests(session.model, optimizers), self._stages()
         event = diary.proposed(session.model, proposal, len(self.records), policy, cause)
         record = self._apply(proposal, policy)
         after = digests(session.model, optimizers) if record.kind == "passed" else None
-        diary.judged(record, event, before, after)
+        judged = diary.judged(record, event, before, after)
+        gates = GATES if session.lifecycle is None else session.lifecycle.gates
+        for slot, stage in self._stages().items():
+            old = stages.get(slot, "dormant")
+            if stage != old:
+                passed = gate(gates, old, stage)
+                name = "" if passed is None else passed.name
+                diary.transition(slot, old, stage, name, proposal.evidence, judged)
         if record.kind == "passed" and isinstance(event, int | Event):
             number = event.cause if isinstance(event, Event) else event
             session.since[-1] = (proposal, number)
         return record
+
+    def _stages(self) -> dict[str, str]:
+        return {name: life.stage for name, life in self.session.model.ecology.slots().items()}
 
     def _apply(self, proposal: Proposal, policy: StatePolicy) -> Record:
         session = self.session
@@ -288,16 +321,18 @@ class Boundary:
 
     def _govern(self) -> None:
         session, governor = self.session, self.session.governor
-        session.diary.tick(session.tick, self._loss(), self._batch)
+        loss = self._loss()
+        session.diary.tick(session.tick, loss, self._batch)
         if governor is None:
+            if loss is not None:
+                session.losses.add(loss)
             return
-        if self.loss is not None:
-            loss = self._loss()
-            assert loss is not None
+        if loss is not None:
             self.rolled_back = governor.judge(loss)
             if self.rolled_back:
                 session.roll_back(self.rolled_back)
                 return
+            session.losses.add(loss)
         every = session.keyframe_every
         if session._keyframe is None or (every and session.tick % every == 0):
             session.keep()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
@@ -29,9 +29,13 @@ from esper.live.blocks import BlockCompiler
 from esper.live.compiled import Compilation, CompileMeter
 from esper.live.diary import Diary
 from esper.live.governor import Governor, charge
+from esper.live.lifecycle import Lifecycle
+from esper.live.losses import Losses
 from esper.live.optimizers import GroupOf, OptimizerFollower
 from esper.live.policy import StatePolicy
 from esper.live.recording import Recording
+from esper.live.refusals import Refusals
+from esper.live.signals import EVERY, Signals
 from esper.live.warmup import Warmup
 from esper.manager import PassManager, Verify
 from esper.recorder.generators import Generators
@@ -75,9 +79,11 @@ class Session:
         governor: notices broken training and rolls back; None trusts the caller.
         keyframe_every: boundaries between two copies of the whole training state for the governor;
             one is also taken before each change. 0 takes only the latter.
+        lifecycle: moves seeds through their stages at each boundary; None leaves that to proposals.
         verify: how much the pass manager verifies, as in `PassManager`.
         instruments: observers of the pass manager.
         group_of: (name, parameter) -> index of the optimizer group that a new parameter joins.
+        signals_every: optimizer steps between two samples of the boundary signals; 0 for none.
 
     Raises:
         UsageError: the model is not traced, or belongs to a session already.
@@ -100,9 +106,11 @@ class Session:
         terms: Terms | None = None,
         governor: Governor | None = None,
         keyframe_every: int = 100,
+        lifecycle: Lifecycle | Literal["standard"] | None = "standard",
         verify: Verify = "incremental",
         instruments: Sequence[Instrument] = (),
         group_of: GroupOf | None = None,
+        signals_every: int = EVERY,
     ) -> None:
         if not isinstance(model, Model):
             raise UsageError(
@@ -126,6 +134,7 @@ class Session:
                 own.ecology.terms = terms
         self.governor = governor
         self.keyframe_every = keyframe_every
+        self.lifecycle = Lifecycle() if lifecycle == "standard" else lifecycle
         self.optimizers = [
             OptimizerFollower(model, o, group_of, joins=i == 0) for i, o in enumerate(optimizers)
         ]
@@ -137,6 +146,7 @@ class Session:
         self.manager = PassManager(
             model, verify=verify, instruments=instruments, followers=self.followers
         )
+        self.signals = Signals(model, optimizers, scaler, signals_every)
         self.compilations: list[Compilation] = []
         self.meter: CompileMeter | None = None
         self.events = EventBuffer()
@@ -146,6 +156,8 @@ class Session:
         self._rollbacks = 0
         # Committed since the keyframe, with the numbers of their events.
         self.since: list[tuple[Proposal, int | None]] = []
+        self.losses = Losses()
+        self.refusals = Refusals(self.manager)
         self.generators = generators or Generators()
         self.stateful = dict(stateful or {})
         self._owned = isinstance(recorder, (str, os.PathLike))
@@ -235,10 +247,12 @@ class Session:
             self.model.weave(BlockCompiler(self.model, options).weave)
         else:
             self.model.compile(**options)
+        self.signals.renew()
 
     def close(self) -> None:
         """End the session; the model is an ordinary one again. Closes its own flight record."""
         self._release()
+        self.signals.close()
         if self.meter is not None:
             self.meter.close()
         if self.recorder is not None and self._owned:
@@ -281,6 +295,9 @@ class Session:
             "averages": averages,
             "warmups": warm,
             "governor": None if self.governor is None else list(self.governor.losses),
+            "losses": self.losses.state(),
+            "signals": self.signals.state_dict(),
+            "lifecycle": None if self.lifecycle is None else self.lifecycle.state_dict(),
             "random": checkpoint.capture_random(),
             "generators": self.generators.state_dict(),
             "stateful": {name: own.state_dict() for name, own in self.stateful.items()},
@@ -343,6 +360,10 @@ class Session:
         if self.governor is not None and state["governor"] is not None:
             self.governor.losses.clear()
             self.governor.losses.extend(state["governor"])
+        self.losses.assign(state["losses"])
+        self.signals.load_state_dict(state["signals"])
+        if self.lifecycle is not None and state["lifecycle"] is not None:
+            self.lifecycle.load_state_dict(state["lifecycle"])
         checkpoint.restore_random(state["random"])
         self.generators.load_state_dict(state["generators"])
         for name, own in self.stateful.items():

@@ -13,7 +13,15 @@ from esper.recorder import calls
 from esper.recorder.decisions import Proposed, ResolvedConfig, Rewrite, Verdict
 from esper.recorder.event import Event
 from esper.recorder.fingerprint import run_started
-from esper.recorder.happenings import Boundary, Probe, Recompile, Rollback, Tick
+from esper.recorder.happenings import (
+    Boundary,
+    Metric,
+    Probe,
+    Recompile,
+    Rollback,
+    Tick,
+    Transition,
+)
 from esper.recorder.sidecar import tensors_digest
 
 if TYPE_CHECKING:
@@ -34,7 +42,7 @@ class Diary:
     """Writes the events of a session; without a recorder it does nothing.
 
     Ticks are written at once and reach the disk with the next boundary at which something was
-    proposed, at the latest every `sync_every` ticks.
+    proposed, at the latest after `sync_seconds` of the recorder's clock.
     """
 
     def __init__(self, recorder: EventTaker | None, recording: Recording) -> None:
@@ -42,6 +50,7 @@ class Diary:
         self.recording = recording
         self._compilations = 0
         self.here: int | None = None  # the event of the latest tick
+        self._due = 0  # when ticks are synced next
 
     def begin(self, model: Model, seeds: Mapping[str, int]) -> None:
         """The first event, unless the log goes on."""
@@ -64,8 +73,10 @@ class Diary:
         if self.recorder is not None:
             self.recorder.tick = tick
             digest = "" if batch is None else batch_digest(batch)
-            self.here = self.recorder.event("tick", Tick(loss=loss, batch=digest)).number
-            if tick % self.recording.sync_every == 0:
+            event = self.recorder.event("tick", Tick(loss=loss, batch=digest))
+            self.here = event.number
+            if event.time > self._due:
+                self._due = event.time + int(1e9 * self.recording.sync_seconds)
                 self.recorder.sync()
 
     def proposed(
@@ -90,10 +101,10 @@ class Diary:
 
     def judged(
         self, record: Record, cause: Cause, before: Digests | None, after: Digests | None
-    ) -> None:
-        """What became of it, and what changed."""
+    ) -> Cause:
+        """What became of it, and what changed; returns the event to go on from."""
         if self.recorder is None or record.proposal is None:
-            return
+            return None
         proposal = record.proposal
         names = {
             "agent": proposal.proposer,
@@ -115,7 +126,27 @@ class Diary:
                 before[0], after[0], before[1], after[1], before[2], after[2],
                 record.plan_summary, record.plan_outline or "",
             )  # fmt: skip
-            self.recorder.event("rewrite", rewrite, cause=event, **names)
+            event = self.recorder.event("rewrite", rewrite, cause=event, **names)
+        return event
+
+    def transition(
+        self,
+        target: str,
+        before: str,
+        after: str,
+        gate: str,
+        criteria: Mapping[str, Any],
+        cause: Cause = None,
+    ) -> None:
+        """A slot, seed or phage went from one stage to another."""
+        if self.recorder is not None:
+            payload = Transition(before, after, gate, dict(criteria))
+            self.recorder.event("transition", payload, cause=cause, target=target)
+
+    def metric(self, name: str, value: float) -> None:
+        """One number at this tick."""
+        if self.recorder is not None:
+            self.recorder.event("metric", Metric(name, value))
 
     def boundary(
         self, index: int, digests: Digests, loss: float | None, cursors: Mapping[str, int]

@@ -22,7 +22,9 @@ class Recording:
             directory, from which a replay may start and a killed run goes on. 0 takes none.
         keyframes: how many are kept, at least 2: when there are more, every other one goes and the
             distance doubles.
-        sync_every: ticks after which events are on disk for certain, at the latest.
+        sync_seconds: after which ticks are on disk for certain, should the machine die (what dies
+            with the process alone loses nothing). A sync takes milliseconds, hence no tick's own;
+            boundaries at which something was proposed are synced at once.
         config: of the run, as plain data.
         agents: name -> what makes its policy, so that its decisions can be replayed.
     """
@@ -30,13 +32,13 @@ class Recording:
     digests_every: int = 0
     keyframes_every: int = 0
     keyframes: int = 8
-    sync_every: int = 50
+    sync_seconds: float = 2.0
     config: Plain = field(default_factory=dict)
     agents: Mapping[str, Call] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if min(self.digests_every, self.keyframes_every) < 0 or self.sync_every < 1:
-            raise UsageError("a recording's distances are counts of boundaries")
+        if min(self.digests_every, self.keyframes_every, self.sync_seconds) < 0:
+            raise UsageError("a recording's distances and seconds are not negative")
         if self.keyframes < 2:
             raise UsageError("at least 2 keyframes are kept")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 from pydantic import Field, SerializeAsAny, TypeAdapter, WrapValidator
 
 from esper.errors import UsageError
+from esper.ir.ecology import Blend
 from esper.propose.base import ProposalBase, Tolerance
 from esper.propose.decay import (
     ForgetScar,
@@ -25,6 +26,7 @@ from esper.propose.decay import (
     Wake,
 )
 from esper.propose.growth import WidenUnits
+from esper.propose.seeds import AdvanceSeed, CullSeed, PlantSeed
 from esper.propose.structure import (
     Cast,
     DropRegion,
@@ -39,7 +41,10 @@ from esper.propose.structure import (
 
 __all__ = [
     "ADAPTER",
+    "AdvanceSeed",
+    "Blend",
     "Cast",
+    "CullSeed",
     "DropRegion",
     "EliminateDead",
     "FoldConstants",
@@ -49,6 +54,7 @@ __all__ = [
     "KeepVocabulary",
     "Lyse",
     "NoteProbe",
+    "PlantSeed",
     "Proposal",
     "ProposalBase",
     "PruneUnits",
@@ -87,6 +93,9 @@ _Union = (
     | NoteProbe
     | TendLedger
     | GrantLease
+    | PlantSeed
+    | AdvanceSeed
+    | CullSeed
 )
 _BUILT_IN: dict[str, type[ProposalBase]] = {_type_of(cls): cls for cls in get_args(_Union)}
 _others: dict[str, type[ProposalBase]] = {}

@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from esper import propose
 from esper.errors import InputError
+from esper.ir.ecology import SlotLife
 from esper.live import checkpoint, keyframes
 from esper.live.diary import graph_digest, resolved
 from esper.live.governor import charge
 from esper.manager import PassManager
 from esper.recorder.decisions import Proposed, ResolvedConfig, Rewrite, Verdict
 from esper.recorder.event import Event
-from esper.recorder.happenings import Keyframe, Rollback
+from esper.recorder.happenings import Keyframe, Metric, Rollback, Transition
 from esper.recorder.history import surviving
 from esper.recorder.log import Log
 from esper.recorder.sidecar import directory, tensors_digest
@@ -145,6 +146,10 @@ class _Replay:
             return self._keyframe(event, payload)
         elif isinstance(payload, Rollback):
             self._roll_back(event, payload)
+        elif isinstance(payload, Metric):
+            self._alpha(payload)
+        elif isinstance(payload, Transition) and event.cause is None:
+            self._rest(event, payload)
         return []
 
     def _submit(self, event: Event, payload: Proposed) -> None:
@@ -233,6 +238,23 @@ class _Replay:
         self._model.ecology.tick = to
         for number in figures.get("charged_events", ()):
             charge(self._model.ecology, propose.parse(self._log.event(number).payload.proposal))
+
+    def _alpha(self, payload: Metric) -> None:
+        """The lifecycle moved an alpha along its curve, without a proposal."""
+        kind, _, slot = payload.name.partition("/")
+        alpha = (
+            self._model.tensor(self._model.ecology.slot(slot).alpha) if kind == "alpha" else None
+        )
+        if alpha is not None:
+            alpha.fill_(payload.value)
+
+    def _rest(self, event: Event, payload: Transition) -> None:
+        """A quarantine ended by the clock."""
+        ecology = self._model.ecology
+        life = ecology.lives.get(event.target)
+        if isinstance(life, SlotLife) and payload.after == "dormant":
+            now = {"stage": "dormant", "since": event.tick}
+            ecology.set(event.target, life.model_copy(update=now))
 
     def _agree(
         self, event: Event, recorded: Any, now: Mapping[str, Any] | ResolvedConfig

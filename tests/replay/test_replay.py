@@ -21,6 +21,8 @@ from esper.recorder.history import surviving
 from esper.recorder.log import Log
 from esper.recorder.writer import Recorder
 from esper.replay import compare
+from esper_passes.refit import digest
+from tests.live.training import traced
 from tests.replay import runs
 
 LEVELS = ("decision", "pass", "full")
@@ -210,6 +212,30 @@ def test_weights_of_a_policy_travel_beside_the_log(
         digest = recorder.tensors({"w": torch.tensor(0.7, dtype=torch.float64)})
         runs.train(recorder, seed=3, steps=2, weights=digest)
     assert _replayed(other, capsys, "--level", "decision")[0] == 0
+
+
+@esper.program
+def refit(recorder: Any) -> None:
+    """One boundary at which a layer takes other weights, which the proposal names by digest."""
+    model = traced(torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with esper.Session(model, optimizer, recorder=recorder) as session:
+        payload = {"weight": torch.full((3, 10), 0.5), "bias": torch.ones(3)}
+        named = digest(payload)
+        model.payloads[named] = payload
+        node = next(n.name for n in model.graph.nodes if "linear" in n.name and "3" in n.name)
+        with session.boundary() as boundary:
+            (record,) = boundary.submit(esper.propose.Refit(node=node, digest=named))
+        assert record.kind == "passed"
+
+
+def test_tensors_that_a_proposal_brings_travel_beside_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.esperlog"
+    refit(path)
+    code, found = _replayed(path, capsys, "--level", "pass")
+    assert (code, found["compared"]["rewrite"], found["notes"]) == (0, 1, [])
 
 
 # -- runs that broke -------------------------------------------------------------------------------
