@@ -226,7 +226,7 @@ class Boundary:
         """Before the first change: the state to which the governor would return."""
         self._kept = True
         if self.session.governor is not None:
-            self.session.keep()
+            self.session.keep("change")
 
     def _asleep(self) -> list[str]:
         pages = self.session.model.ecology.pages()

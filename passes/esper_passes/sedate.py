@@ -54,7 +54,7 @@ class SedateRewrite(Rewrite):
         asleep = page.model_copy(update={"gates": tuple(gates.made)})
         return Plan(
             proposal=proposal,
-            summary=f"sedate {what} with {len(gates.made)} gates",
+            summary=f"sedate {what} with {_gates(len(gates.made))}",
             edits=tuple(gates.edits),
             state=StateTransform(gates.masks),
             lives=(SetLife(proposal.target, asleep),),
@@ -83,13 +83,17 @@ class WakeRewrite(Rewrite):
         awake = page.model_copy(update={"gates": ()})
         return Plan(
             proposal=proposal,
-            summary=f"wake {proposal.target}: {len(page.gates)} gates go",
+            summary=f"wake {proposal.target}, held by {_gates(len(page.gates))}",
             edits=tuple(edits),
             state=StateTransform(masks),
             lives=(SetLife(proposal.target, awake if awake != type(awake)() else None),),
             keeps_anatomy=True,
             figures={"gates": len(page.gates)},
         )
+
+
+def _gates(count: int) -> str:
+    return "one gate" if count == 1 else f"{count} gates"
 
 
 class _Gates:
@@ -183,10 +187,13 @@ class _Gates:
 
     def _refs(self, value: Any) -> Any:
         """Arguments with nodes by name, gates in the place of what they stand for."""
-        replaced = self._replaced
-        return fx.node.map_aggregate(
-            value, lambda v: Ref(replaced.get(v.name, v.name)) if isinstance(v, fx.Node) else v
-        )
+
+        def named(leaf: Any) -> Any:
+            if not isinstance(leaf, fx.Node):
+                return leaf
+            return Ref(self._replaced.get(leaf.name, leaf.name))
+
+        return fx.node.map_aggregate(value, named)
 
     def _name(self, base: str) -> str:
         name = fresh(self._nodes, base)

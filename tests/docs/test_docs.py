@@ -19,6 +19,7 @@ PAGES = {
     "agents.md": 4,
     "axes.md": 2,
     "flight-recorder.md": 6,
+    "decay.md": 5,
     "how-a-rewrite-travels.md": 4,
     "write-your-own-pass.md": 4,
 }
