@@ -107,7 +107,7 @@ class Applier:
             self._grow(growth.axis, growth.count)
         for change in plan.lives:
             self._live(change)
-        if (plan.edits or plan.cuts) and not plan.only_resizes:
+        if (plan.edits or plan.cuts) and not plan.only_resizes and not plan.keeps_anatomy:
             self._invalidate()
         model.mark_stale()
         return {node for node in dirty if not node._erased}

@@ -11,15 +11,19 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from esper.ecology import rules as ecology
 from esper.ir import pins
 from esper.plan import Refusal
 from esper.propose import (
     DropRegion,
     FuseConvBN,
     KeepVocabulary,
+    Lyse,
+    NoteProbe,
     Proposal,
     PruneUnits,
     Refit,
+    Sedate,
     WidenUnits,
 )
 
@@ -161,7 +165,19 @@ def bypassable_region(model: Model, proposal: Proposal) -> Refusal | None:
     )
 
 
-RULES: tuple[Rule, ...] = (
+def removable_part(model: Model, proposal: Proposal) -> Refusal | None:
+    """What may not be cut or dropped is not sedated or lysed either, and no finding is noted of it.
+
+    The codes are those of the rules above.
+    """
+    if not isinstance(proposal, (Sedate, Lyse, NoteProbe)):
+        return None
+    rules = (known_target, known_units) if isinstance(proposal, NoteProbe) else STRUCTURE
+    refusals = (rule(model, proposal.removal) for rule in rules)
+    return next((refusal for refusal in refusals if refusal is not None), None)
+
+
+STRUCTURE: tuple[Rule, ...] = (
     known_target,
     known_units,
     frozen_axis,
@@ -170,6 +186,7 @@ RULES: tuple[Rule, ...] = (
     enough_units,
     bypassable_region,
 )
+RULES: tuple[Rule, ...] = (*STRUCTURE, removable_part, *ecology.RULES)
 
 
 def check(model: Model, proposal: Proposal) -> Refusal | None:

@@ -141,6 +141,8 @@ class Plan:
         lives: stages of slots and marks of the immune ledger that change.
         tolerance: the resolved class (a prune of a coupled axis is lossy).
         backend: backend to run on from now, if the plan chooses one.
+        keeps_anatomy: the edits put gates in or take them out: axes and regions stay what they
+            are, and what is known of them stays too.
         figures: computed facts worth recording (bytes before and after, units).
     """
 
@@ -153,6 +155,7 @@ class Plan:
     lives: tuple[SetLife, ...] = ()
     tolerance: Tolerance = "exact"
     backend: str | None = None
+    keeps_anatomy: bool = False
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:

@@ -15,6 +15,15 @@ from pydantic import Field, SerializeAsAny, TypeAdapter, WrapValidator
 
 from esper.errors import UsageError
 from esper.propose.base import ProposalBase, Tolerance
+from esper.propose.decay import (
+    ForgetScar,
+    GrantLease,
+    Lyse,
+    NoteProbe,
+    Sedate,
+    TendLedger,
+    Wake,
+)
 from esper.propose.growth import WidenUnits
 from esper.propose.structure import (
     Cast,
@@ -34,14 +43,21 @@ __all__ = [
     "DropRegion",
     "EliminateDead",
     "FoldConstants",
+    "ForgetScar",
     "FuseConvBN",
+    "GrantLease",
     "KeepVocabulary",
+    "Lyse",
+    "NoteProbe",
     "Proposal",
     "ProposalBase",
     "PruneUnits",
     "Refit",
+    "Sedate",
     "SelectBackend",
+    "TendLedger",
     "Tolerance",
+    "Wake",
     "WidenUnits",
     "parse",
     "register",
@@ -64,6 +80,13 @@ _Union = (
     | Cast
     | SelectBackend
     | WidenUnits
+    | Sedate
+    | Wake
+    | Lyse
+    | ForgetScar
+    | NoteProbe
+    | TendLedger
+    | GrantLease
 )
 _BUILT_IN: dict[str, type[ProposalBase]] = {_type_of(cls): cls for cls in get_args(_Union)}
 _others: dict[str, type[ProposalBase]] = {}
