@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from esper.boundary import Boundary
+from esper.ecology.events import DropShot, EventBuffer
 from esper.errors import BoundaryError, InputError, UsageError
 from esper.ir.model import Model
 from esper.live import checkpoint
@@ -27,7 +28,7 @@ from esper.live.averages import AverageFollower
 from esper.live.blocks import BlockCompiler
 from esper.live.compiled import Compilation, CompileMeter
 from esper.live.diary import Diary
-from esper.live.governor import Governor, charge
+from esper.live.governor import Governor, charge, charges
 from esper.live.optimizers import GroupOf, OptimizerFollower
 from esper.live.policy import StatePolicy
 from esper.live.recording import Recording
@@ -37,7 +38,13 @@ from esper.recorder.generators import Generators
 from esper.recorder.writer import Recorder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from esper.ecology.betting import Rule
     from esper.instruments.base import Instrument
+    from esper.ir.ecology import Terms
+    from esper.live.clinic import Part
+    from esper.live.probe import Loss, ProbeResult, Swept
     from esper.propose import Proposal
     from esper.recorder.taker import EventTaker, Stateful
 
@@ -64,6 +71,7 @@ class Session:
         stateful: what else has a `state_dict` that checkpoints and rollbacks should include, such
             as agents and samplers, by name.
         policies: proposal type -> what optimizer state does; `keep` for all others.
+        terms: what growth and decay keep to; by default those that the model has.
         governor: notices broken training and rolls back; None trusts the caller.
         keyframe_every: boundaries between two copies of the whole training state for the governor;
             one is also taken before each change. 0 takes only the latter.
@@ -89,6 +97,7 @@ class Session:
         generators: Generators | None = None,
         stateful: Mapping[str, Stateful] | None = None,
         policies: Mapping[str, StatePolicy] | None = None,
+        terms: Terms | None = None,
         governor: Governor | None = None,
         keyframe_every: int = 100,
         verify: Verify = "incremental",
@@ -112,6 +121,9 @@ class Session:
         self.scaler = scaler
         self.averages = _several(ema)
         self.policies = dict(policies or {})
+        if terms is not None:
+            for own in (model, *map(_average, self.averages)):
+                own.ecology.terms = terms
         self.governor = governor
         self.keyframe_every = keyframe_every
         self.optimizers = [
@@ -127,10 +139,14 @@ class Session:
         )
         self.compilations: list[Compilation] = []
         self.meter: CompileMeter | None = None
-        self._open = False
+        self.events = EventBuffer()
+        self._open: Boundary | None = None
         self._keyframe: dict[str, Any] | None = None
+        self._keyframe_event: int | None = None
+        self._keyframe_at = "opening"
         self._rollbacks = 0
-        self.since: list[Proposal] = []  # committed since the keyframe
+        # Committed since the keyframe, with the numbers of their events.
+        self.since: list[tuple[Proposal, int | None]] = []
         self.generators = generators or Generators()
         self.stateful = dict(stateful or {})
         self._owned = isinstance(recorder, (str, os.PathLike))
@@ -168,6 +184,29 @@ class Session:
     def submit(self, *_: Any, **__: Any) -> None:
         """Raises BoundaryError: proposals are submitted to a boundary."""
         raise BoundaryError(_CLOSED)
+
+    def probe(
+        self,
+        target: str,
+        batches: Iterable[Any],
+        *,
+        loss: Loss,
+        units: Sequence[int] = (),
+        rule: Rule | None = None,
+        proposer: str = "user",
+    ) -> ProbeResult:
+        """`Boundary.probe` at the boundary that is open. Raises BoundaryError where none is."""
+        if self._open is None:
+            raise BoundaryError("probes are held at a boundary: boundary.probe(...)")
+        return self._open.probe(
+            target, batches, loss=loss, units=units, rule=rule, proposer=proposer
+        )
+
+    def sweep(self, targets: Iterable[Part], batches: Iterable[Any], *, loss: Loss) -> list[Swept]:
+        """`Boundary.sweep` at the boundary that is open. Raises BoundaryError where none is."""
+        if self._open is None:
+            raise BoundaryError("sweeps are held at a boundary: boundary.sweep(...)")
+        return self._open.sweep(targets, batches, loss=loss)
 
     def compile(self, *, per_block: bool = False, **options: Any) -> None:
         """Run the model compiled from now on; takes the options of `torch.compile`.
@@ -246,6 +285,7 @@ class Session:
             "random": checkpoint.capture_random(),
             "generators": self.generators.state_dict(),
             "stateful": {name: own.state_dict() for name, own in self.stateful.items()},
+            "events": self.events.data(),
             "recorder": None if self.recorder is None else self.recorder.position,
         }
 
@@ -308,6 +348,7 @@ class Session:
         self.generators.load_state_dict(state["generators"])
         for name, own in self.stateful.items():
             own.load_state_dict(checkpoint.copied(state["stateful"][name]))
+        self.events.assign(state["events"])
         self.check()
 
     def check(self) -> None:
@@ -317,14 +358,28 @@ class Session:
 
     # -- keyframes -------------------------------------------------------------------------------
 
-    def keep(self) -> None:
-        """Take a keyframe: a copy of the whole training state, to which the governor returns."""
-        self._keyframe = checkpoint.copied(self.state_dict())
+    def keep(self, at: str = "opening") -> None:
+        """Take a keyframe: a copy of the whole training state, to which the governor returns.
+
+        Args:
+            at: `opening` of a boundary, or `change`: before the first change at one, where the
+                ledger may have been written into before.
+        """
+        self._take(at)
+        self._keyframe_event = self.diary.here
         self._rollbacks = 0
         self.since.clear()
 
+    def _take(self, at: str) -> None:
+        self._keyframe = checkpoint.copied(self.state_dict())
+        self._keyframe_at = at
+
     def roll_back(self, reason: str) -> int:
-        """Return to the keyframe and give its tick. Raises BoundaryError where there is none."""
+        """Return to the keyframe and give its tick. Raises BoundaryError where there is none.
+
+        What was changed since is charged: antibodies against doing the same again, which stay when
+        training breaks once more.
+        """
         if self._keyframe is None:
             raise BoundaryError("there is no keyframe to return to")
         limit = self.governor.limit if self.governor is not None else 1
@@ -335,15 +390,18 @@ class Session:
             )
         self._restore(self._keyframe)
         self._rollbacks += 1
-        self.diary.rolled_back(reason, self.tick, self._charge())
-        return self.tick
-
-    def _charge(self) -> list[str]:
-        """Charge what was changed since the keyframe."""
-        targets = list(dict.fromkeys(t for p in self.since for t in p.targets))
-        charge(self.model.ecology, targets)
+        charged = [(each, event) for p, event in self.since for each in charges(p)]
         self.since.clear()
-        return targets
+        charge(self.model.ecology, [each for each, _ in charged])
+        for average in map(_average, self.averages):
+            average.ecology = self.model.ecology.copy()
+        self.events.push(DropShot(self.tick, "rollback", "", -1, 0.0))
+        for (page, against), _ in charged:
+            self.events.push(DropShot(self.tick, against, page, -1, 0.0))
+        figures = {"to_tick": self.tick, "kept": self._keyframe_at}
+        self.diary.rolled_back(reason, self._keyframe_event, charged, figures)
+        self._take("opening")
+        return self.tick
 
 
 def _average(module: torch.nn.Module) -> Model:

@@ -20,6 +20,10 @@ _FAINT = 1 / 64  # weight below which an antibody is forgotten
 _NO_CHANGE = frozenset(
     "sedate wake note-probe tend-ledger grant-lease forget-scar advance-seed cull-seed".split()
 )
+# Proposals that leave what a model computes as it is, and those that only take something back.
+_HARMLESS = frozenset(
+    "sedate wake note-probe tend-ledger grant-lease forget-scar cull-seed".split()
+)
 _GONE = frozenset({"drop-region"})  # the target is no more
 
 
@@ -42,6 +46,11 @@ def blamed(proposal: Proposal) -> tuple[str, ...]:
 def is_change(proposal: Proposal) -> bool:
     """Whether a proposal begins a change of its target, after which the target rests."""
     return proposal.type not in _NO_CHANGE
+
+
+def acts(proposal: Proposal) -> bool:
+    """Whether a proposal could break training, and is blamed when training breaks after it."""
+    return proposal.type not in _HARMLESS
 
 
 # -- harm ----------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def critical(model: Model, proposal: Proposal) -> Refusal | None:
 
 def antibodies(model: Model, proposal: Proposal) -> Refusal | None:
     """`antibodies`: a change that did harm is refused until the memory of it has faded."""
-    if not ledger.is_change(proposal):
+    if not ledger.acts(proposal):
         return None
     terms, tick = model.ecology.terms, model.ecology.tick
     for name in ledger.blamed(proposal):

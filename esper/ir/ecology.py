@@ -210,7 +210,9 @@ _ADAPTER: TypeAdapter[SlotLife | Immunity] = TypeAdapter(Life)
 
 def page_of(name: str) -> str:
     """The ID under which a target's page of the ledger is kept: a slot's own holds its stage."""
-    return f"{name}/immunity" if name.startswith("slot:") else name
+    if name.startswith("slot:") and not name.endswith("/immunity"):
+        return f"{name}/immunity"
+    return name
 
 
 class Ecology:

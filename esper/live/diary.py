@@ -13,7 +13,7 @@ from esper.recorder import calls
 from esper.recorder.decisions import Proposed, ResolvedConfig, Rewrite, Verdict
 from esper.recorder.event import Event
 from esper.recorder.fingerprint import run_started
-from esper.recorder.happenings import Boundary, Recompile, Rollback, Tick
+from esper.recorder.happenings import Boundary, Probe, Recompile, Rollback, Tick
 from esper.recorder.sidecar import tensors_digest
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from esper.ir.model import Model
     from esper.live.compiled import Compilation
+    from esper.live.governor import Charge
     from esper.live.policy import StatePolicy
     from esper.propose import Proposal
     from esper.recorder.taker import EventTaker, Stateful
@@ -41,6 +42,7 @@ class Diary:
         self.recorder = recorder
         self.recording = recording
         self._compilations = 0
+        self.here: int | None = None  # the event of the latest tick
 
     def begin(self, model: Model, seeds: Mapping[str, int]) -> None:
         """The first event, unless the log goes on."""
@@ -63,7 +65,7 @@ class Diary:
         if self.recorder is not None:
             self.recorder.tick = tick
             digest = "" if batch is None else batch_digest(batch)
-            self.recorder.event("tick", Tick(loss=loss, batch=digest))
+            self.here = self.recorder.event("tick", Tick(loss=loss, batch=digest)).number
             if tick % self.recording.sync_every == 0:
                 self.recorder.sync()
 
@@ -145,11 +147,37 @@ class Diary:
             self.recorder.event("rollback", Rollback(reason, figures={"proposals": proposals}))
             self.recorder.sync()
 
-    def rolled_back(self, reason: str, to: int, charged: Sequence[str]) -> None:
-        """The governor acted."""
+    def probed(self, payload: Probe, agent: str, target: str, cause: Cause) -> Cause:
+        """A probe began, or ended with a finding."""
+        if self.recorder is None:
+            return None
+        return self.recorder.event("probe", payload, cause=cause, agent=agent, target=target)
+
+    def rolled_back(
+        self,
+        reason: str,
+        to: int | None,
+        charged: Sequence[tuple[Charge, int | None]],
+        figures: Mapping[str, Any],
+    ) -> None:
+        """The governor acted.
+
+        Args:
+            reason: why.
+            to: number of the tick's event whose state was restored.
+            charged: antibodies, each with the number of the proposal's event.
+            figures: that a replay needs.
+        """
         if self.recorder is not None:
-            figures = {"to_tick": to, "charged": list(charged)}
-            self.recorder.event("rollback", Rollback(reason=reason, figures=figures))
+            events = [event for _, event in charged if event is not None]
+            told = {
+                **figures,
+                "charged": [page for (page, _), _ in charged],
+                "against": [against for (_, against), _ in charged],
+                "charged_events": events,
+            }
+            payload = Rollback(reason, to, events[-1] if events else None, told)
+            self.recorder.event("rollback", payload)
             self.recorder.sync()
 
     def compiled(self, compilation: Compilation) -> None:

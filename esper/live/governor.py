@@ -7,8 +7,15 @@ import statistics
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from esper.ir.ecology import Antibody, Ecology
+from esper.ecology import ledger
+
+if TYPE_CHECKING:
+    from esper.ir.ecology import Ecology
+    from esper.propose import Proposal
+
+Charge = tuple[str, str]  # page of the immune ledger, and the proposal type that is blamed
 
 
 @dataclass
@@ -53,9 +60,15 @@ class Governor:
         return ""
 
 
-def charge(ecology: Ecology, targets: Iterable[str]) -> None:
-    """Antibodies against what was changed before training broke: it may be what broke it."""
-    for target in targets:
-        old = ecology.immunity(target)
-        antibody = Antibody(tick=ecology.tick, harm=1.0)
-        ecology.set(target, old.model_copy(update={"antibodies": (*old.antibodies, antibody)}))
+def charges(proposal: Proposal) -> list[Charge]:
+    """What a proposal is charged with when training broke after it: it may be what broke it."""
+    if not ledger.acts(proposal):
+        return []
+    return [(page, proposal.type) for page in ledger.blamed(proposal)]
+
+
+def charge(ecology: Ecology, charged: Iterable[Charge]) -> None:
+    """Antibodies against doing the same again."""
+    for name, against in charged:
+        page = ecology.immunity(name)
+        ecology.set(name, ledger.charged(page, ecology.tick, against, ecology.terms))

@@ -202,9 +202,7 @@ def sweep(
             state = capture_random()
             with ward.sedated(proposal) as record:
                 if record.kind != "passed":
-                    done.append(
-                        Swept(proposal.target, proposal.units, math.inf, 0.0, 0, record.reason)
-                    )
+                    done.append(not_swept(proposal, record.reason))
                     continue
                 pairs = [ward.losses(batch, loss) for batch in held]
             restore_random(state)
@@ -215,6 +213,11 @@ def sweep(
             mean = math.inf if math.isnan(mean) else mean
             done.append(Swept(proposal.target, proposal.units, mean, error, len(changes)))
     return sorted(done, key=lambda s: (s.change, s.target, s.units))
+
+
+def not_swept(proposal: Sedate, reason: str) -> Swept:
+    """The line of a target that could not be sedated."""
+    return Swept(proposal.target, proposal.units, math.inf, 0.0, 0, reason)
 
 
 def _sentence(found: Judgement, rule: Rule) -> str:

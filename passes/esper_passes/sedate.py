@@ -8,6 +8,7 @@ of axes and regions.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -170,9 +171,7 @@ class _Gates:
         kwargs: Mapping[str, Any] | None = None,
     ) -> Ref:
         name = self._name("gate")
-        self.edits.append(
-            Insert(name, "call_function", target, args, before, kwargs or {}, module)
-        )
+        self.edits.append(Insert(name, "call_function", target, args, before, kwargs or {}, module))
         return Ref(name)
 
     def _name(self, base: str) -> str:
@@ -184,7 +183,7 @@ class _Gates:
 def _following(model: Model) -> dict[str, str]:
     """Node name -> name of the node after it."""
     names = list(model.nodes)
-    return dict(zip(names, names[1:], strict=False))
+    return dict(itertools.pairwise(names))
 
 
 def _refs(value: Any) -> Any:
