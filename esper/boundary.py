@@ -10,7 +10,7 @@ import torch
 
 from esper.ecology.betting import Rule
 from esper.ecology.events import shot
-from esper.ecology.ledger import acts
+from esper.ecology.ledger import acts, only_writes
 from esper.errors import BoundaryError
 from esper.live.clinic import Clinic, Part, parts
 from esper.live.diary import digests
@@ -93,7 +93,7 @@ class Boundary:
             self._closed = True
         if kind is None:
             session.model.ecology.tick += 1
-        if any(record.kind == "passed" for record in self.records):
+        if any(record.kind == "passed" and _edits(record) for record in self.records):
             session.model.renew_code()
         if self.records:
             session.check()
@@ -136,7 +136,7 @@ class Boundary:
             session.events.push(
                 shot(session.tick, proposal.type, target, record.kind, record.figures)
             )
-            if record.kind == "passed":
+            if record.kind == "passed" and not only_writes(proposal):
                 self._clinic.discharge()
         return made
 
@@ -301,6 +301,10 @@ class Boundary:
         every = session.keyframe_every
         if session._keyframe is None or (every and session.tick % every == 0):
             session.keep()
+
+
+def _edits(record: Record) -> bool:
+    return record.proposal is None or not only_writes(record.proposal)
 
 
 def _trains(tensor: torch.Tensor, op: object) -> bool:

@@ -49,14 +49,14 @@ class LyseRewrite(Rewrite):
         erased = {edit.node for edit in found.edits if isinstance(edit, Erase)}
         seed = _planted(model, phage)
         for name, life in model.ecology.slots().items():
-            if name != seed and life.stage not in ("dormant", "committed", "quarantined"):
-                if {life.input, life.output} & erased:
-                    return Refusal(
-                        "seed-inside",
-                        f"a seed is {life.stage} at {name}, inside {phage.id}",
-                        name,
-                        "cull the seed first, or let it finish",
-                    )
+            growing = name != seed and life.stage in ("incubating", "blending", "holding")
+            if growing and {life.input, life.output} & erased:
+                return Refusal(
+                    "seed-inside",
+                    f"a seed is {life.stage} at {name}, inside {phage.id}",
+                    name,
+                    "cull the seed first, or let it finish",
+                )
         return _scarred(model, proposal, phage, found, gone, seed)
 
 
