@@ -400,6 +400,8 @@ class Session:
             self.events.push(DropShot(self.tick, against, page, -1, 0.0))
         figures = {"to_tick": self.tick, "kept": self._keyframe_at}
         self.diary.rolled_back(reason, self._keyframe_event, charged, figures)
+        if self.recorder is not None:
+            self.recorder.tick = self.tick
         self._take("opening")
         return self.tick
 

@@ -141,7 +141,8 @@ def use(page: Immunity, tick: int, terms: Terms) -> float:
     if not decided:
         return 0.0
     last = decided[-1]
-    return max(last.change, 0.0) * 0.5 ** (max(tick - last.tick, 0) / terms.half_life)
+    age = max(tick - last.tick, 0)
+    return float(max(last.change, 0.0) * 0.5 ** (age / terms.half_life))
 
 
 def settled(page: Immunity, tick: int, rent: float, use: float) -> Immunity:

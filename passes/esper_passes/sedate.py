@@ -183,10 +183,13 @@ class _Gates:
 
     def _refs(self, value: Any) -> Any:
         """Arguments with nodes by name, gates in the place of what they stand for."""
-        replaced = self._replaced
-        return fx.node.map_aggregate(
-            value, lambda v: Ref(replaced.get(v.name, v.name)) if isinstance(v, fx.Node) else v
-        )
+
+        def named(leaf: Any) -> Any:
+            if not isinstance(leaf, fx.Node):
+                return leaf
+            return Ref(self._replaced.get(leaf.name, leaf.name))
+
+        return fx.node.map_aggregate(value, named)
 
     def _name(self, base: str) -> str:
         name = fresh(self._nodes, base)

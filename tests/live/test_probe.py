@@ -15,6 +15,7 @@ from esper.ecology.betting import Rule, judge
 from esper.ecology.scars import scars
 from esper.ir.ecology import Immunity, Terms
 from esper.live.checkpoint import copied
+from esper.live.clinic import Part
 from esper.propose import ForgetScar, Lyse, NoteProbe, PruneUnits, Sedate
 from esper.recorder.log import Log
 from tests.live.training import batch, step, traced
@@ -192,7 +193,12 @@ def test_a_sweep_ranks_by_paired_change_and_decides_nothing() -> None:
     session.model.ecology.set("axis:stem/neurons", Immunity(critical_until=9))
     before = snapshot(session.model)
     with session.boundary():
-        targets = ["phage:block", (NEURONS, [3]), (NEURONS, [1]), ("axis:stem/neurons", [0])]
+        targets: list[Part] = [
+            "phage:block",
+            (NEURONS, [3]),
+            (NEURONS, [1]),
+            ("axis:stem/neurons", [0]),
+        ]
         lines = session.sweep(targets, held, loss=_loss)
     assert_same(before, snapshot(session.model))
     assert (lines[0].units, lines[0].change) == ((3,), 0.0)

@@ -138,12 +138,13 @@ def test_units_go_as_in_a_prune_and_leave_nothing_in_the_ledger() -> None:
     model = traced().eval()
     pruned, _ = model.apply(PruneUnits(axis="axis:block.0/neurons", units=(1, 4)))
     manager = esper.PassManager(model)
-    part = {"target": "axis:block.0/neurons", "units": (1, 4)}
-    assert manager.apply(Lyse(**part)).code == "no-evidence"
-    note = NoteProbe(**part, outcome="harmless", change=0.0, batches=20)
+    axis, units = "axis:block.0/neurons", (1, 4)
+    lyse = Lyse(target=axis, units=units)
+    assert manager.apply(lyse).code == "no-evidence"
+    note = NoteProbe(target=axis, units=units, outcome="harmless", change=0.0, batches=20)
     assert manager.apply(note).kind == "passed"
     assert set(model.ecology.lives) == {"axis:block.0/neurons[1]", "axis:block.0/neurons[4]"}
-    record = manager.apply(Lyse(**part))
+    record = manager.apply(lyse)
     assert record.kind == "passed"
     assert (record.figures["tolerance"], record.figures["units"]) == ("exact", 2)
     assert torch.equal(model(X), pruned(X))
