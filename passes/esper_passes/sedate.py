@@ -54,7 +54,7 @@ class SedateRewrite(Rewrite):
         asleep = page.model_copy(update={"gates": tuple(gates.made)})
         return Plan(
             proposal=proposal,
-            summary=f"sedate {what} with {len(gates.made)} gates",
+            summary=f"sedate {what} with {_gates(len(gates.made))}",
             edits=tuple(gates.edits),
             state=StateTransform(gates.masks),
             lives=(SetLife(proposal.target, asleep),),
@@ -83,13 +83,17 @@ class WakeRewrite(Rewrite):
         awake = page.model_copy(update={"gates": ()})
         return Plan(
             proposal=proposal,
-            summary=f"wake {proposal.target}: {len(page.gates)} gates go",
+            summary=f"wake {proposal.target}, held by {_gates(len(page.gates))}",
             edits=tuple(edits),
             state=StateTransform(masks),
             lives=(SetLife(proposal.target, awake if awake != type(awake)() else None),),
             keeps_anatomy=True,
             figures={"gates": len(page.gates)},
         )
+
+
+def _gates(count: int) -> str:
+    return "one gate" if count == 1 else f"{count} gates"
 
 
 class _Gates:
