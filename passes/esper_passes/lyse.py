@@ -69,26 +69,29 @@ def _scarred(
     seed: str | None,
 ) -> Plan:
     """The plan of a drop, with an identity in the place of what left the region."""
-    leaving = model.nodes[phage.exit if phage.merge is None else phage.merge]
-    around = phage.path.rpartition(".")[0]
-    module = around if phage.merge is None else str(leaving.meta.get("module") or "")
-    scar = fresh(model.nodes, "scar")
-    edits: list[Edit] = [
-        Insert(
-            scar,
-            "call_function",
-            aten.alias.default,
-            (Ref(phage.entry),),
-            before=leaving.name,
-            module=module,
-        )
-    ]
-    for edit in plan.edits:
-        passed_on = isinstance(edit, ReplaceUses) and edit.old == leaving.name
-        edits.append(ReplaceUses(leaving.name, scar) if passed_on else edit)
     ecology, terms = model.ecology, model.ecology.terms
     slot = seed or f"slot:{phage.id.removeprefix('phage:')}.out"
     old = ecology.slot(slot)
+    leaving = model.nodes[phage.exit if phage.merge is None else phage.merge]
+    edits: list[Edit] = []
+    scar = old.input
+    if old.scar is None or scar != phage.entry:  # else it closes over the identity that is there
+        scar = fresh(model.nodes, "scar")
+        around = phage.path.rpartition(".")[0]
+        module = around if phage.merge is None else str(leaving.meta.get("module") or "")
+        edits.append(
+            Insert(
+                scar,
+                "call_function",
+                aten.alias.default,
+                (Ref(phage.entry),),
+                before=leaving.name,
+                module=module,
+            )
+        )
+    for edit in plan.edits:
+        passed_on = isinstance(edit, ReplaceUses) and edit.old == leaving.name
+        edits.append(ReplaceUses(leaving.name, scar) if passed_on else edit)
     finding = ledger.evidence(ecology.immunity(phage.id), (), ecology.tick, terms)
     figures = dict(plan.figures)
     if finding is not None:

@@ -83,6 +83,7 @@ def _step(session: esper.Session, generator: torch.Generator) -> float:
 def _state(session: esper.Session) -> dict[str, Any]:
     state: dict[str, Any] = copied(session.state_dict())
     del state["recorder"], state["events"], state["governor"]
+    state.pop("lifecycle", None)  # it has heard the loss of the boundary
     state["ecology"] = session.model.ecology.tick
     del state["model"]["anatomy"]  # it holds the charge
     return state
