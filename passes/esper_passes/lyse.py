@@ -74,8 +74,8 @@ def _scarred(
     old = ecology.slot(slot)
     leaving = model.nodes[phage.exit if phage.merge is None else phage.merge]
     edits: list[Edit] = []
-    scar = old.input
-    if old.scar is None or scar != phage.entry:  # else it closes over the identity that is there
+    scar, entry = old.input, model.nodes[phage.entry]
+    if scar != entry.name or entry.target is not aten.alias.default:  # no seed grew on a scar here
         scar = fresh(model.nodes, "scar")
         around = phage.path.rpartition(".")[0]
         module = around if phage.merge is None else str(leaving.meta.get("module") or "")
