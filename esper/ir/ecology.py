@@ -42,8 +42,8 @@ class Blend(_Frozen):
     curve: Curve = "linear"
     ticks: int = Field(default=20, ge=1)
     steepness: float = Field(default=6.0, gt=0)
-    start: float = 0.0
-    end: float = 1.0
+    start: float = Field(default=0.0, ge=0, le=1)
+    end: float = Field(default=1.0, ge=0, le=1)
 
 
 class Scar(_Frozen):

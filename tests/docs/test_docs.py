@@ -11,6 +11,7 @@ import pytest
 
 from docs import blocks
 from esper import passbase, propose
+from esper.ecology import blueprints
 from esper.ir.rules import REGISTRY
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -21,6 +22,7 @@ PAGES = {
     "flight-recorder.md": 6,
     "decay.md": 5,
     "how-a-rewrite-travels.md": 4,
+    "slots.md": 7,
     "write-your-own-pass.md": 4,
 }
 
@@ -31,6 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(propose, "_others", dict(propose._others))
     monkeypatch.setattr(REGISTRY, "_rules", dict(REGISTRY._rules))
+    monkeypatch.setattr(blueprints, "_TABLE", dict(blueprints.table()))
     modules = set(sys.modules)
     _forget()
     yield tmp_path

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import esper
 from esper.ecology import curves
 from esper.ecology.criteria import BLENDED, Criterion, StageGate
 from esper.ir.ecology import SlotLife
+from esper.ir.model import Model
 from esper.live.lifecycle import Lifecycle
 from esper.propose import AdvanceSeed, Blend, CullSeed, DropRegion, PlantSeed
 from esper.recorder.happenings import Transition
@@ -44,13 +47,20 @@ PLANT = PlantSeed(
 )
 
 
+@cache
+def _network() -> Model:
+    model = traced()
+    _ = model.anatomy.axes, model.anatomy.phages
+    return model
+
+
 class Run:
     """A training run that plants at its third boundary."""
 
     def __init__(
         self, gates: Any = QUICK, *, plant: PlantSeed | None = PLANT, **options: Any
     ) -> None:
-        self.model = traced()
+        self.model = copy.deepcopy(_network())
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
         lifecycle = None if gates is None else Lifecycle(gates, window=5, quarantine=4)
         self.session = esper.Session(self.model, optimizer, lifecycle=lifecycle, **options)
