@@ -15,7 +15,15 @@ from pydantic import Field, SerializeAsAny, TypeAdapter, WrapValidator
 
 from esper.errors import UsageError
 from esper.propose.base import ProposalBase, Tolerance
-from esper.propose.growth import WidenUnits
+from esper.propose.growth import (
+    AddBranch,
+    Deepen,
+    MergeUnits,
+    RampUnits,
+    ResizeKernel,
+    StageKernel,
+    WidenUnits,
+)
 from esper.propose.structure import (
     Cast,
     DropRegion,
@@ -30,17 +38,23 @@ from esper.propose.structure import (
 
 __all__ = [
     "ADAPTER",
+    "AddBranch",
     "Cast",
+    "Deepen",
     "DropRegion",
     "EliminateDead",
     "FoldConstants",
     "FuseConvBN",
     "KeepVocabulary",
+    "MergeUnits",
     "Proposal",
     "ProposalBase",
     "PruneUnits",
+    "RampUnits",
     "Refit",
+    "ResizeKernel",
     "SelectBackend",
+    "StageKernel",
     "Tolerance",
     "WidenUnits",
     "parse",
@@ -64,6 +78,12 @@ _Union = (
     | Cast
     | SelectBackend
     | WidenUnits
+    | MergeUnits
+    | RampUnits
+    | Deepen
+    | ResizeKernel
+    | StageKernel
+    | AddBranch
 )
 _BUILT_IN: dict[str, type[ProposalBase]] = {_type_of(cls): cls for cls in get_args(_Union)}
 _others: dict[str, type[ProposalBase]] = {}
