@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from esper.ecology import order
 from esper.ir import pins
 from esper.plan import Refusal
 from esper.propose import (
@@ -199,6 +200,7 @@ RULES: tuple[Rule, ...] = (
     never_empty,
     enough_units,
     bypassable_region,
+    *order.RULES,
 )
 
 

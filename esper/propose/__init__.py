@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 from pydantic import Field, SerializeAsAny, TypeAdapter, WrapValidator
 
 from esper.errors import UsageError
+from esper.ir.ecology import Blend
 from esper.propose.base import ProposalBase, Tolerance
 from esper.propose.growth import (
     AddBranch,
@@ -24,6 +25,7 @@ from esper.propose.growth import (
     StageKernel,
     WidenUnits,
 )
+from esper.propose.seeds import AdvanceSeed, CullSeed, PlantSeed
 from esper.propose.structure import (
     Cast,
     DropRegion,
@@ -39,7 +41,10 @@ from esper.propose.structure import (
 __all__ = [
     "ADAPTER",
     "AddBranch",
+    "AdvanceSeed",
+    "Blend",
     "Cast",
+    "CullSeed",
     "Deepen",
     "DropRegion",
     "EliminateDead",
@@ -47,6 +52,7 @@ __all__ = [
     "FuseConvBN",
     "KeepVocabulary",
     "MergeUnits",
+    "PlantSeed",
     "Proposal",
     "ProposalBase",
     "PruneUnits",
@@ -84,6 +90,9 @@ _Union = (
     | ResizeKernel
     | StageKernel
     | AddBranch
+    | PlantSeed
+    | AdvanceSeed
+    | CullSeed
 )
 _BUILT_IN: dict[str, type[ProposalBase]] = {_type_of(cls): cls for cls in get_args(_Union)}
 _others: dict[str, type[ProposalBase]] = {}
