@@ -1,6 +1,6 @@
 """The rewrite behind `AddBranch`: a branch beside a layer, behind a gate that is closed at first.
 
-The gate is a learned factor for each output, zero at first, so the function stays and the gate has a
+The gate is a learned factor for each output, zero at first, so the function stays; the gate has a
 gradient from the first step on, the branch from the second (ReZero, arXiv:2003.04887).
 """
 

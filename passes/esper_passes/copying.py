@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,18 +97,14 @@ def copied(
         name = fresh(taken, f"{node.name}_copy")
         taken.add(name)
         inserted.add(name)
-        args, kwargs = (
-            fx.map_arg(a, lambda n: _Moved(moved.get(n.name, n.name)))
-            for a in (node.args, node.kwargs)
-        )
         edits.append(
             Insert(
                 name,
                 node.op,
                 target,
-                _refs(args),
+                _refs(node.args, moved),
                 nearest,
-                kwargs=_refs(kwargs),
+                kwargs=_refs(node.kwargs, moved),
                 module=module,
                 modes=dict(node.meta.get("modes", {})),
                 counter=counter,
@@ -151,22 +147,13 @@ def _next(model: Model, node: fx.Node) -> str:
     return min(node.users, key=order).name
 
 
-@dataclass(frozen=True)
-class _Moved:
-    """Stands for a node while arguments are rebuilt (torch.fx maps nodes to anything)."""
-
-    name: str
-
-
-def _refs(value: Any) -> Any:
-    if isinstance(value, _Moved):
-        return Ref(value.name)
-    if isinstance(value, (list, tuple)):
-        return (
-            type(value)(map(_refs, value))
-            if type(value) in (list, tuple)
-            else tuple(map(_refs, value))
-        )
+def _refs(value: Any, moved: Mapping[str, str]) -> Any:
+    """Arguments as plans write them, with the nodes of the copy for those of the region."""
+    if isinstance(value, fx.Node):
+        return Ref(moved.get(value.name, value.name))
     if isinstance(value, dict):
-        return {key: _refs(item) for key, item in value.items()}
+        return {key: _refs(item, moved) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_refs(item, moved) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     return value

@@ -8,12 +8,14 @@ which then follows once more: relu(relu(x)) is relu(x) (Net2DeeperNet, arXiv:151
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import fx
 
-from esper.passbase import Rewrite
+from esper.passbase import Context, Pass, Proposals, Remark, Rewrite
 from esper.plan import Plan, Refusal
 from esper.propose import Deepen
 from esper_passes.copying import Copy, common_path, copied
@@ -150,3 +152,43 @@ def _last(node: fx.Node) -> set[str] | None:
     operands = [node.args[i] for i in places if i < len(node.args) and node.args[i] is not None]
     reads = {n.name for n in operands if isinstance(n, fx.Node) and n.op == "get_attr"}
     return reads if reads and len(reads) == len(operands) else None
+
+
+@dataclass(frozen=True)
+class DeepenPass(Pass):
+    """Copy residual regions behind themselves as the identity: depth for training, not speed."""
+
+    name: ClassVar[str] = "deepen"
+    aim: ClassVar[Literal["speed", "repair", "cleanup"]] = "cleanup"
+
+    only: str = field(default="*", metadata={"doc": "glob over region IDs"})
+    count: int = field(default=1, metadata={"doc": "how many regions are copied, the last first"})
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError("count must be at least 1")
+
+    def propose(self, model: Model, context: Context) -> Proposals:
+        """Whole residual blocks before branches, from the output backwards."""
+        regions = [
+            p
+            for p in model.anatomy.phages.values()
+            if p.bypassable and fnmatchcase(p.id, self.only)
+        ]
+        order = {node.name: i for i, node in enumerate(model.graph.nodes)}
+        found = 0
+        for region in sorted(regions, key=lambda p: (p.branch, -order[p.exit], -len(p.nodes))):
+            if found == self.count:
+                return
+            if region.id not in model.anatomy.phages:
+                continue
+            record = yield Deepen(after=region.id, seed=context.seed, proposer=self.name)
+            found += record is not None and record.kind == "passed"
+        if found < self.count:
+            yield Remark(
+                "missed",
+                "fewer-regions",
+                f"{found} of {self.count} regions were copied: no other residual region matches "
+                f"{self.only!r}",
+                remedy="widen `only`, or deepen behind a layer with a Deepen proposal",
+            )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional
 
 from esper.passbase import Rewrite
 from esper.plan import Erase, Insert, Plan, Ref, Refusal, ReplaceUses, SetArg
@@ -152,7 +151,7 @@ class StageKernelRewrite(Rewrite):
         modules = [name.rpartition(".")[0] for name in names]
         return Plan(
             proposal=proposal,
-            summary=f"%{node.name} becomes {rank} depthwise filters a channel and a pointwise layer",
+            summary=f"%{node.name} becomes {rank} depthwise filters a channel and a pointwise one",
             edits=(
                 Insert(read_d, "get_attr", names[0], (), node.name, module=modules[0]),
                 Insert(first, "call_function", target, into, node.name, module=modules[0]),
@@ -210,8 +209,3 @@ def staged(weight: Tensor, multiplier: int) -> tuple[Tensor, Tensor, float]:
     first = depthwise.reshape(ins * multiplier, 1, *kernel).to(weight)
     second = pointwise.permute(1, 0, 2).reshape(outs, ins * multiplier, *[1] * len(kernel))
     return first.contiguous(), second.to(weight).contiguous(), float(error)
-
-
-def padded(weight: Tensor, border: list[int]) -> Tensor:
-    """The kernel with that many zeros on both sides of each dimension."""
-    return functional.pad(weight, [side for b in reversed(border) for side in (b, b)])
