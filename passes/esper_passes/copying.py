@@ -50,6 +50,7 @@ def copied(
     region: Sequence[str],
     entry: str,
     leaving: str,
+    old_root: str,
     root: str,
     zeroed: Collection[str],
 ) -> Copy:
@@ -60,12 +61,12 @@ def copied(
         region: names of its nodes.
         entry: the node whose value enters; the copy takes that of `leaving` instead.
         leaving: the node whose value leaves, a member of the region.
+        old_root: module path of the region.
         root: module path of the copy.
         zeroed: `get_attr` nodes whose tensors are zero in the copy.
     """
     nodes, names = model.nodes, model.canonical_names()
     members = sorted((nodes[name] for name in set(region)), key=_order(model))
-    old_root = common_path([str(n.meta.get("module", "")) for n in members])
     taken = set(nodes)
     tensors = {name for name, _ in model.all_tensors()}
     trained = {name for name, _ in model.named_parameters()}
@@ -77,6 +78,8 @@ def copied(
     nearest = _next(model, nodes[leaving])
 
     def path(module: str) -> str:
+        if old_root and module != old_root and not module.startswith(f"{old_root}."):
+            return root
         inside = module.removeprefix(old_root).lstrip(".")
         return f"{root}.{inside}" if inside else root
 

@@ -68,8 +68,9 @@ class DeepenRewrite(Rewrite):
             return zeroed
         leaving = phage.exit if phage.merge is None else phage.merge
         inner = (*phage.nodes, *([phage.merge] if phage.merge is not None else []))
-        root = proposal.name or _free(model, _root(model, phage))
-        copy: Copy = copied(model, inner, phage.entry, leaving, root, zeroed)
+        old_root = _root(model, phage)
+        root = proposal.name or _free(model, old_root or "root")
+        copy: Copy = copied(model, inner, phage.entry, leaving, old_root, root, zeroed)
         return Plan(
             proposal=proposal,
             summary=f"copy {phage.id} behind itself as {root}, the identity at first",

@@ -50,10 +50,12 @@ def masks(model: Model, axis: Axis, count: int) -> Masks | Refusal:
     products = [n for n in nodes.values() if n.target in (aten.matmul.default, aten.bmm.default)]
     for use in table.uses_of.get(axis.atom, ()):
         node = nodes[use.node]
+        if apart(model, axis, use):
+            continue
         if use.kind != "zero":
             return Refusal("no-mask", f"%{node.name} takes statistics over {axis.id}", node.name)
         operand = get_path(node, use.path)
-        if operand.op == "get_attr" or apart(model, axis, use):
+        if operand.op == "get_attr":
             continue
         first = next(u for u in table.uses_of[axis.atom] if u.node == use.node)
         if use is not first and (node in products or _attends(node)):
