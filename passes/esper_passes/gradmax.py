@@ -10,6 +10,7 @@ norm of the outgoing weights is then the largest that incoming weights of that n
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,8 @@ def gradmax(
     assert weight is not None
     if count > weight.shape[1]:
         raise UsageError(f"gradmax: {count} units have no more than {weight.shape[1]} directions")
-    tap = _Tap(model, producer, consumers)
+    # A copy: in training mode batch norms would count what they see.
+    tap = _Tap(copy.deepcopy(model), producer, consumers)
     samples: list[tuple[Tensor, Tensor]] = []  # gradients behind, inputs before
     for batch in batches:
         tap.clear()
