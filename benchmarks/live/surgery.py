@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -144,9 +145,8 @@ def after(run: Run, init: str | None, policy: str) -> dict[int, float]:
     for done, batch in enumerate(run.batches, 1):
         step(model, optimizer, run.train, batch)
         with session.boundary() as boundary:
-            for proposal in [next(r, None) for r in ramps]:
-                if proposal is not None:
-                    boundary.submit(proposal)
+            for rising in ramps:
+                boundary.submit(*itertools.islice(rising, 1))
         if done in LATER:
             losses[done] = loss(model, run.held_out)
     session.close()

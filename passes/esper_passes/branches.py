@@ -130,4 +130,5 @@ class _Builder:
     def _drawn(self, shape: tuple[int, ...], inputs: int, like: Tensor) -> Tensor:
         bound = inputs**-0.5
         noise = torch.rand(shape, generator=self.generator, dtype=torch.float64) * 2 - 1
-        return (noise * bound).to(like)
+        drawn: Tensor = (noise * bound).to(like)
+        return drawn

@@ -54,8 +54,10 @@ def _convolution(model: Model, name: str) -> _Convolution | Refusal:
     value = model.tensor(weight)
     assert value is not None
     args: list[Any] = [*node.args, *[None] * (7 - len(node.args))]
-    wide = [_wide(args[i], default, rank) for i, default in ((3, 1), (4, 0), (5, 1))]
-    return _Convolution(node, rank, weight, value.detach(), *wide, groups=args[6] or 1)
+    stride, padding, dilation = (
+        _wide(args[i], default, rank) for i, default in ((3, 1), (4, 0), (5, 1))
+    )
+    return _Convolution(node, rank, weight, value.detach(), stride, padding, dilation, args[6] or 1)
 
 
 def _wide(value: Any, default: int, rank: int) -> list[int]:

@@ -218,7 +218,7 @@ def _moved(node: fx.Node, operand: fx.Node, mask: Tensor) -> Tensor:
     numbers = torch.arange(whole.numel()).reshape(whole.shape)
     args = fx.map_arg(node.args[1:], lambda n: _number(n.meta["val"]))
     try:
-        came = node.target(numbers, *args, **node.kwargs)  # type: ignore[operator]
+        came = node.target(numbers, *args, **node.kwargs)
     except (RuntimeError, TypeError, ValueError, IndexError):
         return whole
     if came.shape != mask.shape:

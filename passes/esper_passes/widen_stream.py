@@ -239,7 +239,10 @@ class _Walk:
             if node.target is aten.addmm.default and read is node.args[0]:
                 continue
             dims = [d for d, term in enumerate(terms) if self.axis.atom in atoms_of(term)]
-            contracted = {aten.addmm.default: 0, aten.matmul.default: len(terms) - 2}
+            contracted: dict[Any, int] = {
+                aten.addmm.default: 0,
+                aten.matmul.default: len(terms) - 2,
+            }
             dim = contracted.get(node.target, 1 if len(terms) > 1 else 0)
             if dim in dims:
                 return name, dim

@@ -18,12 +18,13 @@ import esper
 from esper.ir.model import Model
 from esper.live.policy import StatePolicy
 from esper.propose import AddBranch, Deepen, MergeUnits, WidenUnits
+from esper.propose.growth import Init
 from esper_passes.gradmax import gradmax
 from esper_passes.growth_mask import ramp
 from tests.live.training import OPTIMIZERS, batch, step, traced
 
 AXIS = "axis:block.0/neurons"
-INITS = ("zero", "net2net", "masked", "gradmax", "rms", "random")
+INITS: tuple[Init, ...] = ("zero", "net2net", "masked", "gradmax", "rms", "random")
 POLICIES = (
     StatePolicy(),
     StatePolicy(moments="zero"),
@@ -38,7 +39,7 @@ def _traced() -> Model:
     return traced()
 
 
-def _proposal(model: Model, init: str, inputs: Any) -> WidenUnits:
+def _proposal(model: Model, init: Init, inputs: Any) -> WidenUnits:
     if init == "gradmax":
 
         def loss(m: Any, pair: Any) -> torch.Tensor:

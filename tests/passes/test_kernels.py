@@ -45,9 +45,10 @@ def model() -> Model:
 
 
 def _node(model: Model, module: str) -> str:
-    return next(
+    name: str = next(
         n.name for n in model.graph.nodes if n.op == "call_function" and n.meta["module"] == module
     )
+    return name
 
 
 @pytest.mark.parametrize(
@@ -68,19 +69,19 @@ def test_a_border_of_zeros_changes_nothing(
         assert kept is not None
         assert gradient is not None
         if name == f"{layer}.weight":
-            cut = [(a - b) // 2 for a, b in zip(kept.shape, gradient.shape, strict=True)]
-            kept = kept[tuple(slice(c, s - c) for c, s in zip(cut, kept.shape, strict=True))]
+            off = [(a - b) // 2 for a, b in zip(kept.shape, gradient.shape, strict=True)]
+            kept = kept[tuple(slice(c, s - c) for c, s in zip(off, kept.shape, strict=True))]
         oracle.close(kept, gradient, name)
     border = now[f"{layer}.weight"]
     assert border is not None
     assert bool(border[:, :, 0].any())  # it learns
-    cut, record = wide.apply(PruneUnits(axis="axis:stem/channels", units=(1,)))
+    _, record = wide.apply(PruneUnits(axis="axis:stem/channels", units=(1,)))
     assert record.kind == "passed", record.line()
     esper.save(wide, tmp_path / "wide.esper")
     assert torch.equal(esper.load(tmp_path / "wide.esper")(*INPUTS), wide(*INPUTS))
 
 
-def test_staging_is_the_best_approximation_of_its_rank(model: Model) -> None:
+def test_staging_is_the_best_approximation_of_its_rank(model: Model, tmp_path: Path) -> None:
     node, errors = _node(model, "stem"), []
     for multiplier in (1, 3, 9):
         pair, record = model.apply(StageKernel(node=node, multiplier=multiplier))
@@ -91,6 +92,8 @@ def test_staging_is_the_best_approximation_of_its_rank(model: Model) -> None:
         assert exact == (drift < 1e-12)
         assert "stem.weight" not in dict(pair.named_parameters())
         assert pair.get_parameter("stem.depthwise.weight").shape[1] == 1
+        esper.save(pair, tmp_path / "pair.esper")
+        assert torch.equal(esper.load(tmp_path / "pair.esper")(*INPUTS), pair(*INPUTS))
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-12
     weight = model.get_parameter("stem.weight").detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import esper
 from esper.ir.anatomy import Axis
 from esper.ir.model import Model
 from esper.ir.verifier import verify
-from esper.propose import MergeUnits, PruneUnits, WidenUnits
+from esper.propose import MergeUnits, PruneUnits, RampUnits, WidenUnits, parse
 from esper_passes.growth_init import share
 from esper_passes.growth_mask import masked_units, ramp
 from esper_passes.widen import Widen
@@ -369,6 +370,75 @@ def test_more_refusals() -> None:
     assert 0 < float(moved.detach().abs().max()) < 0.5
     cut, _ = network().apply(PruneUnits(axis="axis:block.0/neurons", units=tuple(range(11))))
     assert _wide(cut, axis="axis:block.0/neurons", count=1)[1].code == "single-unit"
+
+
+def test_merges_are_refused_where_they_mean_nothing() -> None:
+    axis = "axis:block.0/neurons"
+    for units, into, code in (
+        ((1, 2), (3,), "unpaired-unit"),
+        ((1,), (1,), "repeated-unit"),
+        ((1,), (99,), "unknown-unit"),
+    ):
+        _, record = network().apply(MergeUnits(axis=axis, units=units, into=into))
+        assert (record.kind, record.code) == ("missed", code)
+    model, _, _ = _traced("fused")
+    (stream,) = model.find("axis:*/embedding")
+    _, record = model.apply(MergeUnits(axis=stream, units=(1,), into=(0,)))
+    assert record.code == "coupled-axis"
+
+
+def test_proposals_survive_json_and_plans_a_file(tmp_path: Path) -> None:
+    model, args, _ = _traced("fused")
+    esper.save(model, tmp_path / "fused.esper")
+    loaded = esper.load(tmp_path / "fused.esper")
+    for axis in _different(model):
+        proposal = WidenUnits(axis=axis.id, count=2, init="zero", seed=1)
+        assert parse(proposal.model_dump_json()) == proposal
+        mine, theirs = model.plan(proposal), loaded.plan(proposal)
+        if isinstance(mine, esper.plan.Plan):
+            assert isinstance(theirs, esper.plan.Plan)
+            assert mine.digest == theirs.digest
+    masked, _ = model.apply(WidenUnits(axis="axis:block.up/neurons", count=2, init="masked"))
+    esper.save(masked, tmp_path / "masked.esper")
+    again = esper.load(tmp_path / "masked.esper")
+    assert torch.equal(again(*args), model(*args))
+    whole = RampUnits(axis="axis:block.up/neurons", alpha=1)
+    opened, record = again.apply(whole)
+    assert record.kind == "passed"
+    assert torch.equal(opened(*args), masked.apply(whole)[0](*args))
+    exported = torch.export.export(opened, args).module()
+    torch.testing.assert_close(exported(*args), opened(*args))
+
+
+@pytest.mark.own_verification
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3)), min_size=2, max_size=4),
+    st.randoms(use_true_random=False),
+    st.sampled_from(["fused", "convolutional"]),
+)
+@settings(deadline=None, max_examples=8)
+def test_any_order_of_growths_and_cuts_comes_back(
+    growths: list[tuple[int, int]], order: Any, name: str
+) -> None:
+    model, args, kwargs = _traced(name)
+    outputs, before = oracle.run(model, args, kwargs), _state(model)
+    exact = [a for a in _different(model) if not (a.frozen_reason or a.lossy_reason)]
+    manager = esper.PassManager(model)
+    with manager.transaction() as transaction:
+        cuts: list[PruneUnits] = []
+        for seed, (index, count) in enumerate(growths):
+            axis = model.anatomy.axes[exact[index % len(exact)].id]
+            grow = WidenUnits(axis=axis.id, count=count, seed=seed)
+            assert manager.apply(grow).kind == "passed"
+            units = model.anatomy.axes[axis.id].unit_ids[axis.size :]
+            cuts.append(PruneUnits(axis=axis.id, units=units))
+        _equal(oracle.run(model, args, kwargs), outputs, name)
+        verify(model)
+        order.shuffle(cuts)
+        for cut in cuts:
+            assert manager.apply(cut).kind == "passed"
+        _same(model, before)
+        transaction.roll_back()
 
 
 def test_the_pass_widens_and_aligns() -> None:
