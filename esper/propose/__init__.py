@@ -25,7 +25,15 @@ from esper.propose.decay import (
     TendLedger,
     Wake,
 )
-from esper.propose.growth import WidenUnits
+from esper.propose.growth import (
+    AddBranch,
+    Deepen,
+    MergeUnits,
+    RampUnits,
+    ResizeKernel,
+    StageKernel,
+    WidenUnits,
+)
 from esper.propose.seeds import AdvanceSeed, CullSeed, PlantSeed
 from esper.propose.structure import (
     Cast,
@@ -41,10 +49,12 @@ from esper.propose.structure import (
 
 __all__ = [
     "ADAPTER",
+    "AddBranch",
     "AdvanceSeed",
     "Blend",
     "Cast",
     "CullSeed",
+    "Deepen",
     "DropRegion",
     "EliminateDead",
     "FoldConstants",
@@ -53,14 +63,18 @@ __all__ = [
     "GrantLease",
     "KeepVocabulary",
     "Lyse",
+    "MergeUnits",
     "NoteProbe",
     "PlantSeed",
     "Proposal",
     "ProposalBase",
     "PruneUnits",
+    "RampUnits",
     "Refit",
+    "ResizeKernel",
     "Sedate",
     "SelectBackend",
+    "StageKernel",
     "TendLedger",
     "Tolerance",
     "Wake",
@@ -93,6 +107,12 @@ _Union = (
     | NoteProbe
     | TendLedger
     | GrantLease
+    | MergeUnits
+    | RampUnits
+    | Deepen
+    | ResizeKernel
+    | StageKernel
+    | AddBranch
     | PlantSeed
     | AdvanceSeed
     | CullSeed

@@ -23,6 +23,7 @@ PAGES = {
     "decay.md": 5,
     "how-a-rewrite-travels.md": 4,
     "slots.md": 7,
+    "growth.md": 3,
     "write-your-own-pass.md": 4,
 }
 
