@@ -206,6 +206,8 @@ class Signals(Mapping[str, Signal]):
     ) -> dict[str, torch.Tensor | None]:
         """Gradients of the watched weights: dense ones of what is masked, where they were heard."""
         gradients: dict[str, torch.Tensor | None] = {}
+        if not self.watched.tensors:
+            return gradients
         living = dict(self._model.named_parameters())
         for name in self.watched.tensors.keys() & living.keys():
             if name in found.dense:

@@ -37,6 +37,8 @@ class Watched:
 
     def add(self, model: Model, gradients: Mapping[str, torch.Tensor | None]) -> None:
         """One sample; what has another shape than before starts anew, what is gone is forgotten."""
+        if not self.tensors:
+            return
         living = {name for name, _ in model.named_parameters()}
         self.stop(*(name for name in list(self.tensors) if name not in living))
         for name, gradient in gradients.items():
