@@ -25,6 +25,7 @@ from esper.ir.ecology import Antibody
 from esper.ir.model import Model
 from esper.live import checkpoint
 from esper.live.averages import AverageFollower
+from esper.live.blocks import BlockCompiler
 from esper.live.compiled import Compilation, CompileMeter
 from esper.live.diary import Diary
 from esper.live.governor import Governor
@@ -156,8 +157,12 @@ class Session:
         """Raises BoundaryError: proposals are submitted to a boundary."""
         raise BoundaryError(_CLOSED)
 
-    def compile(self, **options: Any) -> None:
+    def compile(self, *, per_block: bool = False, **options: Any) -> None:
         """Run the model compiled from now on; takes the options of `torch.compile`.
+
+        Whole, any change compiles all of it again. With `per_block` a change compiles only the
+        blocks that it touches (`esper.live.blocks`), and equal blocks are compiled once; what runs
+        between the blocks is not compiled.
 
         `compilations` tells each compilation with its price in seconds. Where PyTorch would give
         up compiling and go on in eager mode, the step raises instead.
@@ -176,7 +181,10 @@ class Session:
                     session.diary.compiled(compilation)
 
             self.meter = CompileMeter(tick, note)
-        self.model.compile(**options)
+        if per_block:
+            self.model.weave(BlockCompiler(self.model, options).weave)
+        else:
+            self.model.compile(**options)
         self.signals.renew()
 
     def close(self) -> None:

@@ -109,7 +109,13 @@ def _show(source: Any, *, as_json: bool, svg: str | None, time: bool) -> int:
         from esper.report.anatomy_svg import draw
         from esper.report.facts import from_model
 
-        outputs.write_text(svg, draw(from_model(model), title=f"Anatomy of {source.input}"))
+        picture = draw(
+            from_model(model),
+            title=Path(source.input).name,
+            facts=tree.headline(model, seconds),
+            shares=tree.shares(model, seconds),
+        )
+        outputs.write_text(svg, picture)
     if as_json:
         sys.stdout.write(render.dumps({"input": source.input, **found}) + "\n")
         return 0
