@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esper import propose as propose
+    from esper.ecology.blueprints import register_blueprint as register_blueprint
     from esper.errors import BoundaryError as BoundaryError
     from esper.errors import EsperError as EsperError
     from esper.gate.gate import Gate as Gate
     from esper.gate.verdict import Verdict as Verdict
     from esper.ir.artifact import load as load
     from esper.ir.artifact import save as save
+    from esper.ir.marker import Slot as Slot
     from esper.ir.model import Model as Model
     from esper.ir.rules import register_axis_rule as register_axis_rule
     from esper.ir.trace import trace as trace
@@ -36,11 +38,13 @@ _EXPORTS = {
     "PassManager": "esper.manager",
     "Result": "esper.optimization",
     "Session": "esper.session",
+    "Slot": "esper.ir.marker",
     "StatePolicy": "esper.live.policy",
     "Verdict": "esper.gate.verdict",
     "load": "esper.ir.artifact",
     "optimize": "esper.optimization",
     "register_axis_rule": "esper.ir.rules",
+    "register_blueprint": "esper.ecology.blueprints",
     "register_optimizer_layout": "esper.live.layouts",
     "save": "esper.ir.artifact",
     "trace": "esper.ir.trace",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import fx
 
+from esper.ir.ecology import Immunity, SlotLife
 from esper.ir.modes import set_path
 from esper.plan import Edit, Insert, Plan, Ref, ReplaceUses, SetArg, SetLife
 from esper.state import Create, Drop, Move, Op, Replace
@@ -105,6 +106,7 @@ class Applier:
             self._cut(cut.axis, cut.positions)
         for growth in plan.growths:
             self._grow(growth.axis, growth.count)
+        self._follow_places(plan, nodes)
         for change in plan.lives:
             self._live(change)
         if (plan.edits or plan.cuts) and not plan.only_resizes:
@@ -125,6 +127,7 @@ class Applier:
             raise KeyError(f"the plan names a tensor that does not exist: {name}")
         if isinstance(op, Drop):
             self._drop(tensor)
+            self._sweep(name.rpartition(".")[0])
         elif isinstance(tensor, torch.nn.Parameter) and _keeps_type(tensor, op):
             self._parameter(tensor, op)
             after = tensor
@@ -159,14 +162,20 @@ class Applier:
 
     def _drop(self, tensor: torch.Tensor) -> None:
         for table, leaf in self._places(tensor):
-            items = list(table.items())
-
-            def undo(table: dict[str, Any] = table, items: list[tuple[str, Any]] = items) -> None:
-                table.clear()
-                table.update(items)  # the old order: names of tied tensors depend on it
-
-            self._journal.add(undo)
+            self._journal.add(partial(_refill, table, list(table.items())))
             del table[leaf]
+
+    def _sweep(self, path: str) -> None:
+        """Modules that hold nothing any more go, as tracing keeps none of those."""
+        while path:
+            parent, _, leaf = path.rpartition(".")
+            table = self._model.get_submodule(parent)._modules
+            module = table[leaf]
+            if module is None or module._parameters or module._buffers or module._modules:
+                return
+            self._journal.add(partial(_refill, table, list(table.items())))
+            del table[leaf]
+            path = parent
 
     def _create(self, name: str, op: Create) -> torch.Tensor:
         path, _, leaf = name.rpartition(".")
@@ -252,6 +261,10 @@ class Applier:
         if node.name != edit.name:
             raise KeyError(f"node name %{edit.name} is taken")
         node.meta = {"val": None, "module": edit.module, "source": ""}
+        if edit.modes:
+            node.meta["modes"] = dict(edit.modes)
+        if edit.counter:
+            node.meta["counter"] = edit.counter
         nodes[edit.name] = node
         return [node]
 
@@ -288,8 +301,29 @@ class Applier:
 
     def _live(self, change: SetLife) -> None:
         ecology = self._model.ecology
-        self._journal.add(partial(ecology.set, change.id, ecology.lives.get(change.id)))
+        before = ecology.lives.get(change.id)
+        self._journal.add(partial(ecology.set, change.id, before))
         ecology.set(change.id, change.life)
+        if _place(before) != _place(change.life):
+            anatomy = self._model.anatomy
+            self._journal.add(anatomy.forget_parts)
+            anatomy.forget_parts()
+
+    def _follow_places(self, plan: Plan, nodes: dict[str, fx.Node]) -> None:
+        """Slots whose node was replaced by another are at that node from now on."""
+        moved = {
+            edit.old: edit.new
+            for edit in plan.edits
+            if isinstance(edit, ReplaceUses) and edit.users is None and edit.old not in nodes
+        }
+        for name, life in list(self._model.ecology.slots().items()) if moved else ():
+            places = {
+                field: moved[place]
+                for field, place in (("input", life.input), ("output", life.output))
+                if place in moved
+            }
+            if places:
+                self._live(SetLife(name, life.model_copy(update=places)))
 
     def _invalidate(self) -> None:
         data = self._model.derived()
@@ -299,6 +333,15 @@ class Applier:
 
         self._journal.add(undo)
         self._model.invalidate()
+
+
+def _refill(table: dict[str, Any], items: list[tuple[str, Any]]) -> None:
+    table.clear()
+    table.update(items)  # in the old order: names of tied tensors depend on it
+
+
+def _place(life: SlotLife | Immunity | None) -> str:
+    return life.input if isinstance(life, SlotLife) else ""
 
 
 def set_data(parameter: torch.nn.Parameter, data: torch.Tensor) -> None:

@@ -11,15 +11,22 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from esper.ecology import order
 from esper.ir import pins
 from esper.plan import Refusal
 from esper.propose import (
+    AddBranch,
+    Deepen,
     DropRegion,
     FuseConvBN,
     KeepVocabulary,
+    MergeUnits,
     Proposal,
     PruneUnits,
+    RampUnits,
     Refit,
+    ResizeKernel,
+    StageKernel,
     WidenUnits,
 )
 
@@ -27,15 +34,20 @@ if TYPE_CHECKING:
     from esper.ir.model import Model
 
 Rule = Callable[["Model", Proposal], Refusal | None]
+_OF_AXES = (PruneUnits, KeepVocabulary, WidenUnits, RampUnits, MergeUnits)
+_OF_NODES = (FuseConvBN, Refit, ResizeKernel, StageKernel, AddBranch)
 
 
 def known_target(model: Model, proposal: Proposal) -> Refusal | None:
     """`unknown-target`: a target must be a living part."""
-    if isinstance(proposal, (PruneUnits, KeepVocabulary, WidenUnits)):
+    if isinstance(proposal, _OF_AXES):
         return _missing("axis", proposal.axis, model.anatomy.axes, model.identities.retired)
     if isinstance(proposal, DropRegion):
         return _missing("region", proposal.region, model.anatomy.phages, model.identities.retired)
-    if isinstance(proposal, (FuseConvBN, Refit)):
+    if isinstance(proposal, Deepen):
+        phages = model.anatomy.phages
+        return _missing("part", proposal.after, {**phages, **model.nodes}, model.identities.retired)
+    if isinstance(proposal, _OF_NODES):
         nodes = model.nodes
         for target in proposal.targets:
             refusal = _missing("node", target, nodes, set())
@@ -58,8 +70,13 @@ def _missing(
 
 def known_units(model: Model, proposal: Proposal) -> Refusal | None:
     """`unknown-unit`, `repeated-unit`: units must live, each named once."""
+    units: tuple[int, ...]
     if isinstance(proposal, PruneUnits):
         units = proposal.units
+    elif isinstance(proposal, WidenUnits):
+        units = proposal.sources
+    elif isinstance(proposal, MergeUnits):
+        units = (*proposal.units, *dict.fromkeys(proposal.into))
     elif isinstance(proposal, KeepVocabulary):
         units = proposal.tokens
     else:
@@ -77,7 +94,7 @@ def known_units(model: Model, proposal: Proposal) -> Refusal | None:
 
 def frozen_axis(model: Model, proposal: Proposal) -> Refusal | None:
     """`frozen-axis`: an op, a port or the user forbids another size of this axis."""
-    if not isinstance(proposal, (PruneUnits, WidenUnits)):
+    if not isinstance(proposal, (PruneUnits, WidenUnits, MergeUnits)):
         return None
     axis = model.anatomy.axes[proposal.axis]
     if axis.frozen_reason is None:
@@ -98,18 +115,31 @@ def frozen_axis(model: Model, proposal: Proposal) -> Refusal | None:
     return Refusal("frozen-axis", reason, axis.frozen_node, remedy)
 
 
-def apart_units(model: Model, proposal: Proposal) -> Refusal | None:
-    """`coupled-axis`: units that share statistics cannot grow without a change to all others."""
-    if not isinstance(proposal, WidenUnits):
+def several_units(model: Model, proposal: Proposal) -> Refusal | None:
+    """`single-unit`: the analysis leaves out axes of one unit, so nothing says where they live."""
+    if not isinstance(proposal, (WidenUnits, MergeUnits)):
         return None
     axis = model.anatomy.axes[proposal.axis]
-    if axis.lossy_reason is not None:
-        reason = f"units of {axis.id} share statistics ({axis.lossy_reason})"
-    elif axis.size <= 1:
-        reason = f"{axis.id} has a single unit, which the analysis does not tell from none"
-    else:
+    if axis.size > 1:
         return None
-    return Refusal("coupled-axis", reason, axis.id, "widen an axis of independent units")
+    return Refusal(
+        "single-unit",
+        f"{axis.id} has a single unit, which the analysis does not tell from none",
+        axis.id,
+        "choose an axis of several units",
+    )
+
+
+def paired_units(model: Model, proposal: Proposal) -> Refusal | None:
+    """`unpaired-unit`: each unit that is merged has one that takes over, as many as there are."""
+    if not isinstance(proposal, MergeUnits) or len(proposal.units) == len(proposal.into):
+        return None
+    return Refusal(
+        "unpaired-unit",
+        f"{len(proposal.units)} units of {proposal.axis} are merged into {len(proposal.into)}",
+        proposal.axis,
+        "name the unit that takes over for each",
+    )
 
 
 def never_empty(model: Model, proposal: Proposal) -> Refusal | None:
@@ -165,10 +195,12 @@ RULES: tuple[Rule, ...] = (
     known_target,
     known_units,
     frozen_axis,
-    apart_units,
+    several_units,
+    paired_units,
     never_empty,
     enough_units,
     bypassable_region,
+    *order.RULES,
 )
 
 

@@ -58,7 +58,11 @@ class ReplaceUses:
 
 @dataclass(frozen=True)
 class Insert:
-    """A new node before `before`. A str target with op `get_attr` reads a tensor."""
+    """A new node before `before`. A str target with op `get_attr` reads a tensor.
+
+    `modes` and `counter` are as in `esper.ir.modes`, for ops that differ between training and
+    evaluation; the arguments given are those of the model's present mode.
+    """
 
     name: str
     op: str  # call_function | get_attr
@@ -67,11 +71,16 @@ class Insert:
     before: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     module: str = ""
+    modes: Mapping[Path, tuple[Any, Any]] = field(default_factory=dict)
+    counter: str = ""
 
     def text(self) -> str:
         """Deterministic text."""
         arguments = [*map(repr, self.args), *(f"{k}={v!r}" for k, v in sorted(self.kwargs.items()))]
-        return f"insert %{self.name} = {self.target}({', '.join(arguments)}) before %{self.before}"
+        text = f"insert %{self.name} = {self.target}({', '.join(arguments)}) before %{self.before}"
+        for path, values in self.modes.items():
+            text += f"; {_path(path)} is {values[0]!r} in evaluation, {values[1]!r} in training"
+        return f"{text}; counts in {self.counter}" if self.counter else text
 
 
 @dataclass(frozen=True)

@@ -166,10 +166,16 @@ class Anatomy:
     @cached_property
     def _parts(self) -> tuple[dict[str, Phage], dict[str, Slot]]:
         from esper.ir.regions import phages_and_slots
+        from esper.ir.slots import known_slots
 
         with no_collection():
             phages, slots = phages_and_slots(self._model)
-            return pinned_regions(phages, self._identities.pins), slots
+            pinned = pinned_regions(phages, self._identities.pins)
+            return pinned, slots | known_slots(self._model)
+
+    def forget_parts(self) -> None:
+        """Phages and slots are found anew when next asked for; axes stay."""
+        self.__dict__.pop("_parts", None)
 
     def resize(self, axis_id: str, unit_ids: tuple[int, ...]) -> None:
         """Set the units of one axis after a cut or its undoing; other axes are untouched."""
@@ -186,7 +192,7 @@ class Anatomy:
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """Places where growth may happen, by ID."""
+        """Places where growth may happen, by ID: borders of regions, and those that were named."""
         return self._parts[1]
 
 

@@ -1,6 +1,6 @@
 """Bring an exported graph into the forms that rules and passes rely on.
 
-Guards and metadata assertions go, regions that are graphs of their own are inlined, in-place
+Guards, metadata assertions and slot markers go, regions that are graphs of their own are inlined, in-place
 element-wise ops become functional where nothing else sees the mutation, ops of several names
 get one, `split` and `chunk` state their sizes, slices and selections count from the front,
 squeezes name what goes, and attention states its scale.
@@ -17,6 +17,7 @@ from esper.ir import shapes
 from esper.ir.constant_index import spell_constant_indices
 from esper.ir.higher_order import inline_regions
 from esper.ir.inplace import functionalize
+from esper.ir.marker import take_markers
 from esper.ir.spelling import spell
 
 aten = torch.ops.aten
@@ -32,6 +33,7 @@ def canonicalize(module: fx.GraphModule) -> None:
     """Rewrite `module.graph` in place; values in `meta["val"]` are kept for every new node."""
     inline_regions(module)
     _drop_checks(module)
+    take_markers(module.graph)
     _state_bounds(module.graph)
     functionalize(module.graph)
     spell(module)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 Stage = Literal["dormant", "incubating", "blending", "holding", "committed", "quarantined"]
-Algorithm = Literal["add", "multiply", "gated"]
+Algorithm = Literal["add", "multiply", "gated", "replace"]
 Curve = Literal["linear", "cosine", "sigmoid"]
 
 
@@ -29,7 +29,9 @@ class Blend(_Frozen):
 
     Attributes:
         algorithm: add `x + alpha * f(x)`, multiply `x * (1 + alpha * f(x))`, gated
-            `x + alpha * sigmoid(g) * f(x)` with a learned gate g per channel.
+            `x + alpha * sigmoid(g) * f(x)` with a learned gate g per channel, replace
+            `p(u) + alpha * (s(u) - p(u))`: the seed s takes the place of the phage p at whose
+            output the slot is, and reads what p reads.
         curve: how alpha runs from `start` to `end`.
         ticks: boundaries that it takes.
         steepness: of the sigmoid.
@@ -69,6 +71,7 @@ class SlotLife(_Frozen):
         seed: module path under which the seed's tensors live.
         input: name of the node whose value the host computes at the slot.
         output: name of the node that gives the blended value to the host's readers.
+        entry: name of the node that detaches what the seed reads, while it trains behind the host.
         alpha: name of the buffer that holds alpha.
         blend: how alpha moves.
         planted: how many seeds were planted here; numbers are never reused.
@@ -85,6 +88,7 @@ class SlotLife(_Frozen):
     seed: str = ""
     input: str = ""
     output: str = ""
+    entry: str = ""
     alpha: str = ""
     blend: Blend | None = None
     planted: int = 0
@@ -122,6 +126,10 @@ class Immunity(_Frozen):
     lease_until: int = 0
     probes: tuple[tuple[int, float], ...] = ()
     sedated: bool = False
+
+
+#: Stages in which a seed stands in its slot.
+PLANTED: tuple[Stage, ...] = ("incubating", "blending", "holding", "committed")
 
 
 Life = Annotated[SlotLife | Immunity, Field(discriminator="kind")]

@@ -188,6 +188,16 @@ class Model(fx.GraphModule):
         self.identities.pins = tuple(pin for pin in self.pins if pin not in globs)
         self.invalidate(table=False)
 
+    def declare_slots(self, *globs: str) -> list[str]:
+        """Make the outputs of modules slots, by glob over module paths, and give their IDs.
+
+        `*` stays within one name: `layers.*` are the layers, not what is in them. Slots stay with
+        copies and saved files. Raises UsageError when a glob matches no module with one output.
+        """
+        from esper.ir.slots import declare
+
+        return declare(self, *globs)
+
     @property
     def example_inputs(self) -> Any:
         """(args, kwargs) that the model was traced with, or None after loading a file."""

@@ -12,6 +12,8 @@ says what the trunk is). Definitions, precisely:
   for a bypass, since their readers go.
 - bypassable: u and v agree in shape (symbols too), dtype and device.
 
+Seeds are regions of their own from the start, and part of the host's regions around them.
+
 Two sorts are found. A *module region* holds the nodes of one module path and what is beneath it.
 A *branch* is the f(x) of y = x + f(x): entry x, exit the operand of the sum; without it y is x.
 Regions hold at least two parametrised operations and one matrix when first seen.
@@ -31,6 +33,7 @@ import torch
 from torch import fx
 
 from esper.ir.dataflow import Dataflow
+from esper.ir.seedlings import Seedlings
 from esper.ir.shapes import describe, same_value
 
 if TYPE_CHECKING:
@@ -71,11 +74,11 @@ class Phage:
 
 @dataclass(frozen=True)
 class Slot:
-    """The output of a phage: a value that a new part could transform.
+    """A value that a new part could transform: the output of a phage, or a place that was named.
 
     Attributes:
-        id: `slot:<path>.out`.
-        node: name of the node that computes the value.
+        id: `slot:<path>.out`, or `slot:<path>` of a marker.
+        node: name of the node by which the host computes the value.
         shape: sizes; symbolic ones as text.
     """
 
@@ -98,30 +101,32 @@ def phages_and_slots(model: Model) -> tuple[dict[str, Phage], dict[str, Slot]]:
 
     Near linear in nodes times module depth. Updates `model.identities.regions`.
     """
-    flow = Dataflow(model)
-    modules = _module_regions(flow)
-    branches = _branches(flow)
+    flow, seeds = Dataflow(model), Seedlings(model)
+    modules = _module_regions(flow, seeds)
+    branches = _branches(flow, seeds)
     for branch in branches:
         owner = modules.get(branch.path)
         if owner is not None and _absorbs(branch, owner):
             del modules[branch.path]
-    named = _identify(model, flow, modules, branches)
+    named = _identify(model, flow, seeds, modules, branches)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     phages = {name: _phage(name, region, flow, sizes) for name, region in named.items()}
-    slots = [_slot(name, region) for name, region in named.items()]
+    slots = [
+        slot_at(f"slot:{name.removeprefix('phage:')}.out", region.exit)
+        for name, region in named.items()
+        if region.path not in seeds.young  # its output is the slot that it stands in
+    ]
     return phages, {slot.id: slot for slot in slots if slot is not None}
 
 
 # -- finding -----------------------------------------------------------------------------------
 
 
-def _module_regions(flow: Dataflow) -> dict[str, _Region]:
+def _module_regions(flow: Dataflow, seeds: Seedlings) -> dict[str, _Region]:
     members: dict[str, list[fx.Node]] = {}
     for node in flow.trunk:
-        pieces = str(node.meta.get("module") or "").split(".")
-        for depth in range(1, len(pieces) + 1):
-            if pieces[0]:
-                members.setdefault(".".join(pieces[:depth]), []).append(node)
+        for path in seeds.modules(node):
+            members.setdefault(path, []).append(node)
     regions: dict[str, _Region] = {}
     for path, nodes in members.items():
         inside = set(nodes)
@@ -177,19 +182,21 @@ def _distances(last: fx.Node, inside: set[fx.Node]) -> dict[fx.Node, int]:
     return distance
 
 
-def _branches(flow: Dataflow) -> list[_Region]:
+def _branches(flow: Dataflow, seeds: Seedlings) -> list[_Region]:
     found: list[_Region] = []
     for node in flow.trunk:
         if node.target not in _SUMS or node.kwargs.get("alpha", 1) != 1:
             continue
+        if node.name in seeds.hosts:
+            continue  # the sum of a seed and its host is part of the seed, as its module says
         for x, f in (node.args[:2], node.args[1::-1]):
-            region = _branch(flow, node, x, f)
+            region = _branch(flow, seeds, node, x, f)
             if region is not None:
                 found.append(region)
     return found
 
 
-def _branch(flow: Dataflow, merge: fx.Node, x: Any, f: Any) -> _Region | None:
+def _branch(flow: Dataflow, seeds: Seedlings, merge: fx.Node, x: Any, f: Any) -> _Region | None:
     if x not in flow.trunk or f not in flow.trunk or flow.uses(f) != [merge]:
         return None
     if not same_value(x.meta.get("val"), merge.meta.get("val")):
@@ -207,7 +214,8 @@ def _branch(flow: Dataflow, merge: fx.Node, x: Any, f: Any) -> _Region | None:
     matrices = [n for n in nodes if flow.reads_matrix(n)]
     if not matrices:
         return None
-    path = _common(str(n.meta.get("module") or "") for n in matrices)
+    named = [n for n in matrices if not seeds.owner(n)] or matrices
+    path = _common(str(n.meta.get("module") or "") for n in named)
     return _Region(path, x, f, nodes, merge)
 
 
@@ -225,7 +233,11 @@ def _absorbs(branch: _Region, module: _Region) -> bool:
 
 
 def _identify(
-    model: Model, flow: Dataflow, modules: dict[str, _Region], branches: list[_Region]
+    model: Model,
+    flow: Dataflow,
+    seeds: Seedlings,
+    modules: dict[str, _Region],
+    branches: list[_Region],
 ) -> dict[str, _Region]:
     """Give each region its ID: the remembered one, else a fresh one."""
     identities = model.identities
@@ -236,10 +248,12 @@ def _identify(
     fresh: list[_Region] = []
     for region in [*modules.values(), *branches]:
         branch = region.merge is not None
-        name = by_exit.get(region.exit.name) if branch else by_path.get(region.path)
+        # A seed at the end of a branch takes nothing from its name.
+        exit_name = seeds.exit(region.exit.name)
+        name = by_exit.get(exit_name) if branch else by_path.get(region.path)
         if name is not None:
             named[name] = region
-        elif _notable(flow, region):
+        elif _notable(flow, region) or region.path in seeds.roots:
             fresh.append(region)
     for name in [name for name in memory if name not in named]:
         del memory[name]
@@ -251,7 +265,7 @@ def _identify(
             continue
         name = _fresh_name(region, identities, tried)
         kind = "module" if region.merge is None else "branch"
-        memory[name] = {"path": region.path, "kind": kind, "exit": region.exit.name}
+        memory[name] = {"path": region.path, "kind": kind, "exit": seeds.exit(region.exit.name)}
         named[name] = region
     order = flow.order
     return dict(
@@ -313,10 +327,11 @@ def _phage(name: str, region: _Region, flow: Dataflow, sizes: dict[str, int]) ->
     )
 
 
-def _slot(name: str, region: _Region) -> Slot | None:
-    value = region.exit.meta.get("val")
+def slot_at(name: str, node: fx.Node) -> Slot | None:
+    """The slot at a node's value; None where that is no tensor."""
+    value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return None
     sizes: list[Any] = list(value.shape)
     shape = tuple(s if isinstance(s, int) else str(s.node.expr) for s in sizes)
-    return Slot(f"slot:{name.removeprefix('phage:')}.out", region.exit.name, shape)
+    return Slot(name, node.name, shape)

@@ -17,6 +17,8 @@ from torch.utils import _pytree as pytree
 from esper.errors import TraceError
 from esper.ir import shapes
 from esper.ir.canonicalize import canonicalize
+from esper.ir.ecology import SlotLife
+from esper.ir.marker import marked
 from esper.ir.model import Model
 from esper.ir.modes import get_path
 from esper.ir.module_tree import adopt, owner_of
@@ -33,6 +35,7 @@ def trace(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     dynamic: Dynamic = "batch",
+    slots: Sequence[str] = (),
 ) -> Model:
     """Trace a module on example inputs.
 
@@ -43,6 +46,8 @@ def trace(
             would otherwise bake the size in.
         dynamic: "batch" leaves dimension 0 of every tensor input dynamic, "static" none;
             a mapping from argument name to dimensions adds those to the batch dimension.
+        slots: globs over module paths whose outputs become slots (`Model.declare_slots`), besides
+            those at the borders of regions and those marked with `esper.Slot`.
 
     Returns:
         A `Model` in the module's present mode. It switches between training and evaluation where
@@ -50,6 +55,7 @@ def trace(
 
     Raises:
         TraceError: naming the op or error and the line of user code.
+        UsageError: a glob of `slots` names no module with a single output.
     """
     kwargs = dict(kwargs or {})
     if not isinstance(module, torch.nn.Module):
@@ -74,6 +80,7 @@ def trace(
     shapes.propagate(model, [n for n in model.graph.nodes if n.op == "get_attr"])
     model.ports = read_ports(model)
     model.example_inputs = example
+    model.declare_slots(*slots)
     return model
 
 
@@ -227,6 +234,7 @@ def _build(exported: fx.GraphModule, module: torch.nn.Module) -> Model:
             owner.register_parameter(leaf, mine)
         else:
             owner.register_buffer(leaf, mine, persistent=name in persistent)
+    places = marked(exported.graph)
     for node in exported.graph.nodes:
         _slim(node)
         if node.op == "get_attr" and _missing(holder, str(node.target)):
@@ -239,6 +247,8 @@ def _build(exported: fx.GraphModule, module: torch.nn.Module) -> Model:
     _read_everything(exported.graph, [name for name, _ in named])
     model = Model(holder, exported.graph)
     adopt(model, holder)
+    for slot, name in places.items():
+        model.ecology.set(slot, SlotLife(input=name))
     return model
 
 

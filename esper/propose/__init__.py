@@ -14,8 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 from pydantic import Field, SerializeAsAny, TypeAdapter, WrapValidator
 
 from esper.errors import UsageError
+from esper.ir.ecology import Blend
 from esper.propose.base import ProposalBase, Tolerance
-from esper.propose.growth import WidenUnits
+from esper.propose.growth import (
+    AddBranch,
+    Deepen,
+    MergeUnits,
+    RampUnits,
+    ResizeKernel,
+    StageKernel,
+    WidenUnits,
+)
+from esper.propose.seeds import AdvanceSeed, CullSeed, PlantSeed
 from esper.propose.structure import (
     Cast,
     DropRegion,
@@ -30,17 +40,27 @@ from esper.propose.structure import (
 
 __all__ = [
     "ADAPTER",
+    "AddBranch",
+    "AdvanceSeed",
+    "Blend",
     "Cast",
+    "CullSeed",
+    "Deepen",
     "DropRegion",
     "EliminateDead",
     "FoldConstants",
     "FuseConvBN",
     "KeepVocabulary",
+    "MergeUnits",
+    "PlantSeed",
     "Proposal",
     "ProposalBase",
     "PruneUnits",
+    "RampUnits",
     "Refit",
+    "ResizeKernel",
     "SelectBackend",
+    "StageKernel",
     "Tolerance",
     "WidenUnits",
     "parse",
@@ -64,6 +84,15 @@ _Union = (
     | Cast
     | SelectBackend
     | WidenUnits
+    | MergeUnits
+    | RampUnits
+    | Deepen
+    | ResizeKernel
+    | StageKernel
+    | AddBranch
+    | PlantSeed
+    | AdvanceSeed
+    | CullSeed
 )
 _BUILT_IN: dict[str, type[ProposalBase]] = {_type_of(cls): cls for cls in get_args(_Union)}
 _others: dict[str, type[ProposalBase]] = {}
