@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from esper.ecology import order
+from esper.ecology import order, sparsity
 from esper.ir import pins
 from esper.plan import Refusal
 from esper.propose import (
@@ -201,6 +201,7 @@ RULES: tuple[Rule, ...] = (
     enough_units,
     bypassable_region,
     *order.RULES,
+    *sparsity.RULES,
 )
 
 

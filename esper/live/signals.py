@@ -155,7 +155,7 @@ class Signals(Mapping[str, Signal]):
     def _arm(self) -> None:
         """Tap the coming step if it is a sample and the model runs eagerly, else none."""
         due = self.every > 0 and self.step % self.every == 0 and self._end.alive
-        if due and self._model._compiled_call_impl is None:
+        if due and not self._model.compiled:
             self._model.__dict__["forward"] = self._call
         else:
             self._model.__dict__.pop("forward", None)

@@ -26,6 +26,7 @@ from esper.propose.growth import (
     WidenUnits,
 )
 from esper.propose.seeds import AdvanceSeed, CullSeed, PlantSeed
+from esper.propose.sparse import ClearMask, FoldMask, GateCells, RegrowMask, SetMask
 from esper.propose.structure import (
     Cast,
     DropRegion,
@@ -44,12 +45,15 @@ __all__ = [
     "AdvanceSeed",
     "Blend",
     "Cast",
+    "ClearMask",
     "CullSeed",
     "Deepen",
     "DropRegion",
     "EliminateDead",
     "FoldConstants",
+    "FoldMask",
     "FuseConvBN",
+    "GateCells",
     "KeepVocabulary",
     "MergeUnits",
     "PlantSeed",
@@ -58,8 +62,10 @@ __all__ = [
     "PruneUnits",
     "RampUnits",
     "Refit",
+    "RegrowMask",
     "ResizeKernel",
     "SelectBackend",
+    "SetMask",
     "StageKernel",
     "Tolerance",
     "WidenUnits",
@@ -93,6 +99,11 @@ _Union = (
     | PlantSeed
     | AdvanceSeed
     | CullSeed
+    | SetMask
+    | RegrowMask
+    | GateCells
+    | ClearMask
+    | FoldMask
 )
 _BUILT_IN: dict[str, type[ProposalBase]] = {_type_of(cls): cls for cls in get_args(_Union)}
 _others: dict[str, type[ProposalBase]] = {}
