@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from esper.errors import UsageError
+from esper.ir.emptied import unheard
 from esper.live import sampling
 from esper.live.parts import Parts, parts
 from esper.live.running import Running
@@ -26,6 +27,8 @@ from esper.live.signal import Signal, UnitSignals
 from esper.live.taps import Collector, listening, tapped
 from esper.live.unit_places import UnitReader
 from esper.live.watched import Watched, WeightSaliency
+from esper.propose import PruneUnits, RegrowMask, SetMask
+from esper.state import digest
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -61,6 +64,7 @@ class Signals(Mapping[str, Signal]):
         self._parts = Running(sampling.FIGURES, (), _MEMORY)
         self._vectors: dict[str, torch.Tensor] = {}  # last gradients of phages and slots
         self._collector: Collector | None = None
+        self._kept: dict[str, str] = {}  # tensor -> digest of its scores in the model's payloads
         # Of the present structure, made when first needed:
         self._reader: UnitReader | None = None
         self._found: Parts | None = None
@@ -95,6 +99,49 @@ class Signals(Mapping[str, Signal]):
     def scores(self, tensor: str, saliency: WeightSaliency) -> torch.Tensor:
         """How much each entry of a weight matters, as `Watched.scores` says."""
         return self.watched.scores(self._model, tensor, saliency)
+
+    # -- proposals -------------------------------------------------------------------------------
+
+    def mask(
+        self, tensor: str, pattern: str, saliency: WeightSaliency = "magnitude", **fields: Any
+    ) -> SetMask:
+        """A proposal to mask a weight by what was sampled (`Watched.scores`)."""
+        scores = "" if saliency == "magnitude" else self._keep(tensor, saliency)
+        return SetMask(tensor=tensor, pattern=pattern, scores=scores, **fields)
+
+    def regrow(self, tensor: str, **fields: Any) -> RegrowMask:
+        """A proposal to regrow a mask by the dense gradients that were sampled."""
+        return RegrowMask(tensor=tensor, gradient=self._keep(tensor, "gradient"), **fields)
+
+    def dead(self, samples: int = 5, **fields: Any) -> list[PruneUnits]:
+        """Proposals to cut units that masks left without outgoing weights, and units out of which
+        nothing came in the last samples. At least one unit of an axis stays.
+        """
+        found: list[PruneUnits] = []
+        silent = unheard(self._model)
+        for name, axis in self._model.anatomy.axes.items():
+            units = set(silent.get(name, ()))
+            if name in self._current().segments:
+                told = self.units(name)
+                quiet = (told.quiet >= samples).tolist() if told.exact else []
+                units.update(
+                    u for u, is_quiet in zip(told.unit_ids, quiet, strict=False) if is_quiet
+                )
+            chosen = [unit for unit in axis.unit_ids if unit in units][: axis.size - axis.least]
+            if chosen and axis.cuttable:
+                evidence = {"samples": samples, "without_weights": len(silent.get(name, ()))}
+                found.append(
+                    PruneUnits(axis=name, units=tuple(chosen), evidence=evidence, **fields)
+                )
+        return found
+
+    def _keep(self, tensor: str, saliency: WeightSaliency) -> str:
+        """Put scores where a rewrite finds them; those of before are forgotten."""
+        scores = self.scores(tensor, saliency)
+        self._model.payloads.pop(self._kept.pop(tensor, ""), None)
+        self._kept[tensor] = label = digest(scores)
+        self._model.payloads[label] = {"scores": scores}
+        return label
 
     def _all(self) -> dict[str, Signal]:
         if self._read is None:

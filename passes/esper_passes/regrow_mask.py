@@ -90,8 +90,8 @@ def swapped(
 ) -> torch.Tensor:
     """Cells after `count` of least worth went off and as many others grew, (groups, cells).
 
-    A cell that just went off may grow again, as in RigL. With several groups one cell of a group
-    changes: where the least live cell is worth least.
+    With one group a cell that just went off may grow again, as in RigL. With several, one cell of a
+    group gives way to one that was off: where the least live cell is worth least.
     """
     inf = float("inf")
     new = on.clone()
@@ -105,5 +105,5 @@ def swapped(
     lowest, cell = worth.where(on, inf).min(1)
     groups = torch.argsort(lowest, stable=True)[:count]
     new[groups, cell[groups]] = False
-    new[groups, growth[groups].where(~new[groups], -inf).argmax(1)] = True
+    new[groups, growth[groups].where(~on[groups], -inf).argmax(1)] = True
     return new

@@ -161,9 +161,7 @@ def test_moments_gradients_and_alignment() -> None:
         seen: list[torch.Tensor] = []
         original = watch.run_node
 
-        def run_node(
-            n: torch.fx.Node, run: Any = original, seen: list[torch.Tensor] = seen
-        ) -> Any:
+        def run_node(n: torch.fx.Node, run: Any = original, seen: list[torch.Tensor] = seen) -> Any:
             result = run(n)
             if n.name == exit_node:
                 result.retain_grad()
@@ -303,7 +301,7 @@ def test_units_keep_their_signals_by_birth_number() -> None:
     with pytest.raises(KeyError):
         session.signals.units(AXIS)
     step(model, optimizer, batch(generator))
-    assert set(session.signals) == {n for n in model.anatomy.axes}
+    assert set(session.signals) == set(model.anatomy.axes)
 
 
 def test_units_that_never_fire_are_quiet() -> None:
