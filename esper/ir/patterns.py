@@ -75,7 +75,7 @@ class Pattern:
         cut = seen.reshape(outputs // self.rows, self.rows, -1, self.columns, seen[0, 0].numel())
         if self.of:
             summed = cut.sum((1, 3))  # (runs, inputs, rest)
-            grouped = summed.unflatten(1, (inputs // self.of, self.of))
+            grouped = summed.reshape(-1, inputs // self.of, self.of, summed.shape[2])
             return grouped.movedim(2, 3).reshape(-1, self.of)
         return cut.sum((1, 3, 4)).reshape(1, -1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -101,11 +102,12 @@ def weighed_parts(
     figures = _unseen(len(names), device)
     for index, name in enumerate(names):
         weights = [model.get_parameter(n) for n in found.weights.get(name, ())]
-        if weights and all(weight.grad is not None for weight in weights):
-            products = [
-                (w.detach() * w.grad).sum(dtype=torch.float64).to(device) * factors.get(id(w), 1.0)
-                for w in weights
-            ]
+        products = [
+            (w.detach() * w.grad).sum(dtype=torch.float64).to(device) * factors.get(id(w), 1.0)
+            for w in weights
+            if w.grad is not None
+        ]
+        if weights and len(products) == len(weights):
             figures[_DMASK, index] = torch.stack(products).sum()
     figures[_SQUARE] = figures[_DMASK].square()
     figures[_SIGN] = figures[_DMASK].sign()
@@ -115,28 +117,29 @@ def weighed_parts(
 def signal(name: str, means: list[float], counts: list[float], exact: bool) -> Signal:
     """A signal from a column of running means."""
     known = [value if value == value else None for value in means]
+    dmask, square, gradient, mean, second, alignment, dalpha, sign = known
     deviation = None
-    if known[_MEAN] is not None and known[_SECOND] is not None:
-        deviation = max(known[_SECOND] - known[_MEAN] ** 2, 0.0) ** 0.5
+    if mean is not None and second is not None:
+        deviation = max(second - mean**2, 0.0) ** 0.5
     kind = name.partition(":")[0]
     return Signal(
         id=name,
         kind="axis" if kind == "axis" else "slot" if kind == "slot" else "phage",
         samples=int(max(counts[_DMASK], counts[_GRADIENT])),
-        dmask=known[_DMASK],
-        saliency=_root(known[_SQUARE]),
-        exact=exact and known[_DMASK] is not None,
-        dalpha=known[_DALPHA],
-        gradient=_root(known[_GRADIENT]),
-        mean=known[_MEAN],
+        dmask=dmask,
+        saliency=_root(square),
+        exact=exact and dmask is not None,
+        dalpha=dalpha,
+        gradient=_root(gradient),
+        mean=mean,
         deviation=deviation,
-        alignment=known[_ALIGNMENT],
-        sign_variance=None if known[_SIGN] is None else 1 - known[_SIGN] ** 2,
+        alignment=alignment,
+        sign_variance=None if sign is None else 1 - sign**2,
     )
 
 
 def _root(square: float | None) -> float | None:
-    return None if square is None else square**0.5
+    return None if square is None else math.sqrt(square)
 
 
 def _unseen(count: int, device: torch.device) -> torch.Tensor:

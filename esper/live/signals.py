@@ -129,7 +129,9 @@ class Signals(Mapping[str, Signal]):
                 )
             chosen = [unit for unit in axis.unit_ids if unit in units][: axis.size - axis.least]
             if chosen and axis.cuttable:
-                evidence = {"samples": samples, "without_weights": len(silent.get(name, ()))}
+                evidence: dict[str, float | int | str] = {
+                    "samples": samples, "without_weights": len(silent.get(name, ()))
+                }  # fmt: skip
                 found.append(
                     PruneUnits(axis=name, units=tuple(chosen), evidence=evidence, **fields)
                 )
@@ -314,7 +316,7 @@ def _weakly(signals: Signals) -> tuple[Callable[..., None], Callable[..., Any]]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         living, model = own(), model_of()
         if living is None or torch.compiler.is_compiling():
-            return type(model).forward(model, *args, **kwargs)  # type: ignore[union-attr, arg-type]
+            return type(model).forward(model, *args, **kwargs)  # type: ignore[union-attr]
         return living._forward(*args, **kwargs)
 
     return step, forward

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from esper.ir.ecology import Sparsity
 from esper.ir.sparsity import Mask
 from esper.ir.weights import MASK
 from esper.plan import Edit, Insert, Plan, Ref, Refusal, ReplaceUses, SetLife
@@ -14,7 +15,6 @@ from esper.state import Create, Forget, Op, Replace, StateTransform
 from esper_passes.liveness import fresh
 
 if TYPE_CHECKING:
-    from esper.ir.ecology import Sparsity
     from esper.ir.model import Model
     from esper.propose import Proposal
 
@@ -88,7 +88,7 @@ def _reads(model: Model, life: Sparsity) -> list[Edit]:
 
 def given(plan: Plan, life: Sparsity | None) -> torch.Tensor | None:
     """The mask that a plan puts in force; None where it leaves that of before."""
-    name = next((c.life.mask for c in plan.lives if getattr(c.life, "mask", "")), "")
+    name = next((c.life.mask for c in plan.lives if isinstance(c.life, Sparsity)), "")
     name = name or ("" if life is None else life.mask)
     for op in plan.state.ops.get(name, ()):
         if isinstance(op, (Create, Replace)):

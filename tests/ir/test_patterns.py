@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -28,10 +29,11 @@ def test_groups(text: str, run: int, keep: int, of: int, shape: tuple[int, ...],
     outputs, inputs = seen.shape[:2]
     for place in itertools.product(*map(range, seen.shape[2:])):
         for row, column in itertools.product(range(0, outputs, run), range(0, inputs, of)):
-            group = seen[(slice(row, row + run), slice(column, column + of), *place)]
+            at: Any = (slice(row, row + run), slice(column, column + of), *place)
+            group = seen[at]
             assert (group == group[0]).all()  # alike in the run
             assert group[0].sum() == keep
-            worth = values[(slice(row, row + run), slice(column, column + of), *place)].sum(0)
+            worth = values[at].sum(0)
             assert worth[group[0]].min() > worth[~group[0]].max()
 
 
@@ -44,7 +46,8 @@ def test_blocks(shape: tuple[int, ...], dim: int) -> None:
     mask = pattern.spread(pattern.choose(pattern.cells(scores)), shape)
     assert pattern.fits(mask)
     seen, values = (mask, scores) if dim else (mask.transpose(0, 1), scores.transpose(0, 1))
-    on, off = [], []
+    on: list[float] = []
+    off: list[float] = []
     for row, column in itertools.product(range(0, 8, 4), range(0, 12, 3)):
         block = seen[row : row + 4, column : column + 3]
         assert block.all() or not block.any()

@@ -56,7 +56,7 @@ def _attention() -> tuple[Model, torch.Tensor]:
 
 
 def _loss(model: Callable[..., Any], x: torch.Tensor) -> torch.Tensor:
-    y = model(x)
+    y: torch.Tensor = model(x)
     return (y.sin() * y).sum()
 
 
@@ -118,7 +118,8 @@ class Gated(nn.Module):
         x = x + a * self.branch(x)
         y = self.chain(x)
         y = y if masks is None else x + b * (y - x)
-        return y + alpha * self.seed(y)
+        result: torch.Tensor = y + alpha * self.seed(y)
+        return result
 
 
 def test_phages_slots_and_seeds_are_derivatives_of_masks() -> None:

@@ -107,9 +107,13 @@ def test_what_falls_and_what_grows() -> None:
     growth = torch.tensor([[9.0, 0.5, 9.0, 0.1, 0.9, 0.8]])
     assert swapped(on, worth, growth, 1).tolist() == [[True, False, True, False, True, False]]
     assert swapped(on, worth, growth, 2).tolist() == [[True, False, True, False, True, False]]
-    grouped, weights = on.reshape(3, 2), torch.tensor([[3.0, 1.0], [2.0, 0.0], [0.0, 0.0]])
-    new = swapped(grouped[:2], weights[:2], torch.tensor([[0.0, 5.0], [0.0, 5.0]]), 2)
-    assert new.tolist() == [[True, True], [False, True]]
+    groups = torch.tensor([[True, False, True, False], [False, True, True, False]])
+    worth = torch.tensor([[3.0, 0.0, 1.0, 0.0], [0.0, 2.0, 4.0, 0.0]])
+    growth = torch.tensor([[0.0, 1.0, 9.0, 5.0], [7.0, 9.0, 9.0, 1.0]])
+    first = [[True, False, False, True], [False, True, True, False]]
+    assert swapped(groups, worth, growth, 1).tolist() == first
+    both = [[True, False, False, True], [True, False, True, False]]
+    assert swapped(groups, worth, growth, 2).tolist() == both
 
 
 def test_the_fraction_falls_along_a_cosine() -> None:

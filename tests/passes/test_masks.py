@@ -290,7 +290,7 @@ def test_the_pass_masks_what_the_pattern_divides(mixed: tuple[Model, torch.Tenso
         assert (weight == 0).float().mean() == 0.5
     chosen = set()
     for saliency in ("magnitude", "taylor", "fisher", "random"):
-        pass_ = Sparsify(pattern="2:4", saliency=saliency, only="fc.*", keep_masks=True)  # type: ignore[arg-type]
+        pass_ = Sparsify(pattern="2:4", saliency=saliency, only="fc.*", keep_masks=True)
         kept, records, _ = drive(pass_, model, context)
         assert len(records) == 1
         assert masks(kept)["fc.weight"].intact
@@ -320,7 +320,8 @@ def test_scores_say_what_zeroing_does_to_first_order(mixed: tuple[Model, torch.T
 
     def loss(weight: torch.Tensor) -> torch.Tensor:
         result = torch.func.functional_call(model, {"fc.weight": weight}, (x,))
-        return (result * signs).sum() / wanted
+        total: torch.Tensor = (result * signs).sum() / wanted
+        return total
 
     weight = model.get_parameter("fc.weight").detach()
     for at in ((0, 0), (3, 17)):
