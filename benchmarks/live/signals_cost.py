@@ -3,8 +3,9 @@
     python benchmarks/live/signals_cost.py [--pairs N]
 
 Two copies of one training run, one with every step sampled and one with no signals at all, step in
-turn, in random order within each pair; processor time of one thread is counted. The cost at the default is that of a sampled step divided by
-the steps from one sample to the next. Intervals are bootstrap intervals of the median over pairs.
+turn, in random order within each pair; processor time of one thread is counted. The cost at the
+default is that of a sampled step divided by the steps from one sample to the next. Intervals are
+bootstrap intervals of the median over pairs.
 """
 
 from __future__ import annotations

@@ -12,14 +12,17 @@ the weights of the layer that makes the value. Training is the same in every bit
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from esper.errors import UsageError
 from esper.ir.emptied import unheard
+from esper.ir.sparsity import masks, owner
 from esper.live import sampling
 from esper.live.parts import Parts, parts
 from esper.live.running import Running
@@ -100,17 +103,32 @@ class Signals(Mapping[str, Signal]):
         """How much each entry of a weight matters, as `Watched.scores` says."""
         return self.watched.scores(self._model, tensor, saliency)
 
+    def gates(self, tensor: str) -> torch.Tensor:
+        """dL/d(gate) of each cell of a watched weight's mask, as `Watched.gates` says.
+
+        Raises UsageError where there is no mask with its pattern.
+        """
+        mask = masks(self._model).get(tensor)
+        if mask is None or not mask.intact:
+            raise UsageError(f"{tensor} has no mask that has its pattern: propose set-mask first")
+        return self.watched.gates(self._model, mask)
+
     # -- proposals -------------------------------------------------------------------------------
 
     def mask(
         self, tensor: str, pattern: str, saliency: WeightSaliency = "magnitude", **fields: Any
     ) -> SetMask:
-        """A proposal to mask a weight by what was sampled (`Watched.scores`)."""
+        """A proposal to mask a weight by what was sampled (`Watched.scores`).
+
+        It names the phage that holds the weight, so that its locks and leases count.
+        """
         scores = "" if saliency == "magnitude" else self._keep(tensor, saliency)
+        fields.setdefault("phage", owner(self._model, tensor))
         return SetMask(tensor=tensor, pattern=pattern, scores=scores, **fields)
 
     def regrow(self, tensor: str, **fields: Any) -> RegrowMask:
         """A proposal to regrow a mask by the dense gradients that were sampled."""
+        fields.setdefault("phage", owner(self._model, tensor))
         return RegrowMask(tensor=tensor, gradient=self._keep(tensor, "gradient"), **fields)
 
     def dead(self, samples: int = 5, **fields: Any) -> list[PruneUnits]:
@@ -203,11 +221,15 @@ class Signals(Mapping[str, Signal]):
 
     def _arm(self) -> None:
         """Tap the coming step if it is a sample and the model runs eagerly, else none."""
+        model = self._model
         due = self.every > 0 and self.step % self.every == 0 and self._end.alive
-        if due and not self._model.compiled:
-            self._model.__dict__["forward"] = self._call
+        if due and not model.compiled:
+            # Whoever traces the model in between looks for its parameters' names.
+            own = MethodType(type(model).forward, model)
+            setattr(self._call, "__signature__", inspect.signature(own))  # noqa: B010
+            model.__dict__["forward"] = self._call
         else:
-            self._model.__dict__.pop("forward", None)
+            model.__dict__.pop("forward", None)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward call of a sampled step."""

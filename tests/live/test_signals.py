@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -20,6 +21,15 @@ from esper.propose import PruneUnits, WidenUnits
 from tests.live.training import CUT, DROP, NARROW, OPTIMIZERS, batch, step, traced
 
 AXIS, PHAGE, SLOT = "axis:block.0/neurons", "phage:block", "slot:block.out"
+
+
+@cache
+def _traced() -> Model:
+    return traced()
+
+
+def _network() -> Model:
+    return copy.deepcopy(_traced())
 
 
 class Attention(nn.Module):
@@ -64,7 +74,7 @@ def _loss(model: Callable[..., Any], x: torch.Tensor) -> torch.Tensor:
 
 
 def test_units_are_derivatives_of_masks() -> None:
-    for model, x in ((traced(), batch(torch.Generator())[0]), _attention()):
+    for model, x in ((_network(), batch(torch.Generator())[0]), _attention()):
         axes = list(model.anatomy.axes)
         masked, masks = gated(model, axes)
         torch.autograd.backward(_loss(masked, x))
@@ -84,7 +94,7 @@ def test_units_are_derivatives_of_masks() -> None:
 
 
 def test_a_unit_against_finite_differences() -> None:
-    model, (x, labels) = traced(), batch(torch.Generator())
+    model, (x, labels) = _network(), batch(torch.Generator())
     weight = model.get_parameter("block.2.weight")
 
     def loss(scale: float) -> float:
@@ -147,7 +157,7 @@ def test_phages_slots_and_seeds_are_derivatives_of_masks() -> None:
 
 
 def test_moments_gradients_and_alignment() -> None:
-    model = traced().eval()  # behind batch statistics gradients sum to zero
+    model = _network().eval()  # behind batch statistics gradients sum to zero
     reference = copy.deepcopy(model)
     session, optimizer = _session(model)
     other = torch.optim.SGD(reference.parameters(), lr=0.05)
@@ -194,7 +204,7 @@ def test_moments_gradients_and_alignment() -> None:
 def test_accumulated_and_scaled_gradients_are_told_in_units_of_the_loss(name: str) -> None:
     found = []
     for scale, pieces in ((None, 1), (1024.0, 1), (1024.0, 2)):
-        model = traced()
+        model = _network()
         model.eval()  # batch norm would see other batches
         optimizer = OPTIMIZERS[name](list(model.parameters()))
         scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
@@ -216,7 +226,7 @@ def test_accumulated_and_scaled_gradients_are_told_in_units_of_the_loss(name: st
 
 
 def test_a_step_that_overflows_is_no_sample() -> None:
-    model = traced()
+    model = _network()
     optimizer = OPTIMIZERS["adamw fused"](list(model.parameters()))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     session = esper.Session(model, optimizer, scaler=scaler, signals_every=1)
@@ -234,7 +244,7 @@ def test_a_step_that_overflows_is_no_sample() -> None:
 def test_training_is_the_same_in_every_bit() -> None:
     models = []
     for every in (0, 1, 3):
-        model = traced()
+        model = _network()
         session, optimizer = _session(model, signals_every=every)
         generator = torch.Generator().manual_seed(1)
         for proposal in (None, CUT, None, DROP, None):
@@ -257,7 +267,7 @@ def test_compiled_models_tell_what_weights_tell() -> None:
     torch._dynamo.reset()
     seen = []
     for compiled in (False, True):
-        model = traced()
+        model = _network()
         session, optimizer = _session(model)
         if compiled:
             session.compile(backend="aot_eager")
@@ -282,7 +292,7 @@ def test_compiled_models_tell_what_weights_tell() -> None:
 
 
 def test_units_keep_their_signals_by_birth_number() -> None:
-    model = traced()
+    model = _network()
     session, optimizer = _session(model)
     generator = torch.Generator().manual_seed(0)
     step(model, optimizer, batch(generator))
@@ -306,7 +316,7 @@ def test_units_keep_their_signals_by_birth_number() -> None:
 
 
 def test_units_that_never_fire_are_quiet() -> None:
-    model = traced()
+    model = _network()
     with torch.no_grad():
         model.get_parameter("block.0.bias")[5] = -100.0
     session, optimizer = _session(model)
@@ -327,13 +337,13 @@ def test_signals_resume_bit_for_bit() -> None:
                 if session.tick == 4:
                     boundary.submit(NARROW)
 
-    first, _ = _session(traced(), signals_every=2)
+    first, _ = _session(_network(), signals_every=2)
     first.signals.watch("block.0.weight")
     generator = torch.Generator().manual_seed(0)
     run(first, generator, 3)
     state, random = copied(first.state_dict()), generator.get_state()
     run(first, generator, 5)
-    second, _ = _session(traced(), signals_every=2)
+    second, _ = _session(_network(), signals_every=2)
     second.load_state_dict(state)
     run(second, generator.set_state(random), 5)
     assert dict(first.signals) == dict(second.signals)
@@ -342,11 +352,13 @@ def test_signals_resume_bit_for_bit() -> None:
 
 
 def test_signals_end_with_their_session() -> None:
-    model = traced()
+    model = _network()
     session, optimizer = _session(model)
     assert "forward" in vars(model)
     assert "forward" not in vars(copy.deepcopy(model))
+    again = esper.trace(model, (batch(torch.Generator())[0],))
     session.close()
+    assert str(again) == str(esper.trace(model, (batch(torch.Generator())[0],)))
     step(model, optimizer, batch(torch.Generator()))
     assert session.signals.step == 0
     other, _ = _session(model)
@@ -359,8 +371,8 @@ def test_signals_end_with_their_session() -> None:
 
 def test_what_is_no_rhythm_and_no_weight() -> None:
     with pytest.raises(esper.EsperError, match="every k-th"):
-        _session(traced(), signals_every=-1)
-    session, _ = _session(traced())
+        _session(_network(), signals_every=-1)
+    session, _ = _session(_network())
     with pytest.raises(esper.EsperError, match="no parameter"):
         session.signals.watch("block.9.weight")
     with pytest.raises(esper.EsperError, match="watch"):

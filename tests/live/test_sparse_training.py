@@ -43,6 +43,12 @@ def _submit(session: esper.Session, *proposals: Any) -> None:
             assert record.kind == "passed", record.line()
 
 
+def _break_off(session: esper.Session, *proposals: Any) -> None:
+    with session.boundary() as boundary:
+        assert {record.kind for record in boundary.submit(*proposals)} == {"passed"}
+        raise RuntimeError("by hand")
+
+
 def test_dense_gradients_are_those_of_the_weight_as_used(network: Model) -> None:
     session = _session(network, "sgd")
     generator = torch.Generator().manual_seed(0)
@@ -69,6 +75,35 @@ def test_dense_gradients_are_those_of_the_weight_as_used(network: Model) -> None
         session.signals.scores("head.weight", "fisher"), weight.square() * head.square()
     )
     assert torch.equal(session.signals.scores("head.weight", "magnitude"), weight.abs())
+
+
+@pytest.mark.parametrize("pattern", ["5:2:4", "2x3"])
+def test_gates_of_cells_are_derivatives(network: Model, pattern: str) -> None:
+    session = _session(network, "sgd")
+    with pytest.raises(esper.EsperError, match="set-mask"):
+        session.signals.gates(WEIGHT)
+    _submit(session, session.signals.mask(WEIGHT, pattern))
+    session.signals.watch(WEIGHT)
+    model, inputs = session.model, batch(torch.Generator())
+    weight, mask = model.get_parameter(WEIGHT).detach().clone(), masks(model)[WEIGHT]
+    on = mask.pattern.on(mask.value)
+    gates = torch.ones_like(on, dtype=torch.float64, requires_grad=True)
+    numbers = torch.arange(on.numel()).reshape(on.shape)
+    owner = torch.zeros(weight.shape, dtype=torch.int64)
+    for number in range(on.numel()):
+        owner[mask.pattern.spread(numbers == number, tuple(weight.shape))] = number
+    scaled = {WEIGHT: weight * gates.flatten()[owner]}
+    logits = torch.func.functional_call(copy.deepcopy(model), scaled, (inputs[0],))
+    torch.autograd.backward(nn.functional.cross_entropy(logits, inputs[1]))
+    step(model, session.optimizer, inputs)
+    # The weight has moved by one step since, the gradient has not.
+    with torch.no_grad():
+        model.get_parameter(WEIGHT).copy_(weight)
+    found = session.signals.gates(WEIGHT)
+    assert gates.grad is not None
+    torch.testing.assert_close(found[on], gates.grad[on])
+    assert torch.isnan(found[~on]).all()
+    assert not gates.grad[~on].any()
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "5:2:4", "2x2", "1x1"])
@@ -166,9 +201,8 @@ def test_everything_follows_together(network: Model) -> None:
     assert masks(model)[WEIGHT].intact
     before = {name: tensor.clone() for name, tensor in model.all_tensors()}
     states = copied(dict(optimizer.state[model.get_parameter(WEIGHT)]))
-    with pytest.raises(RuntimeError, match="by hand"), session.boundary() as boundary:
-        boundary.submit(session.signals.regrow(WEIGHT), FoldMask(tensor=WEIGHT))
-        raise RuntimeError("by hand")
+    with pytest.raises(RuntimeError, match="by hand"):
+        _break_off(session, session.signals.regrow(WEIGHT), FoldMask(tensor=WEIGHT))
     for name, tensor in model.all_tensors():
         assert torch.equal(tensor, before[name]), name
     for key, value in optimizer.state[model.get_parameter(WEIGHT)].items():
