@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from esper.ecology import order
+from esper.ecology import order, sparsity
 from esper.ecology import rules as ecology
 from esper.ir import pins
 from esper.plan import Refusal
@@ -217,6 +217,7 @@ STRUCTURE: tuple[Rule, ...] = (
     enough_units,
     bypassable_region,
     *order.RULES,
+    *sparsity.RULES,
 )
 RULES: tuple[Rule, ...] = (*STRUCTURE, removable_part, *ecology.RULES)
 

@@ -35,6 +35,7 @@ from esper.propose.growth import (
     WidenUnits,
 )
 from esper.propose.seeds import AdvanceSeed, CullSeed, PlantSeed
+from esper.propose.sparse import ClearMask, FoldMask, GateCells, RegrowMask, SetMask
 from esper.propose.structure import (
     Cast,
     DropRegion,
@@ -53,13 +54,16 @@ __all__ = [
     "AdvanceSeed",
     "Blend",
     "Cast",
+    "ClearMask",
     "CullSeed",
     "Deepen",
     "DropRegion",
     "EliminateDead",
     "FoldConstants",
+    "FoldMask",
     "ForgetScar",
     "FuseConvBN",
+    "GateCells",
     "GrantLease",
     "KeepVocabulary",
     "Lyse",
@@ -71,9 +75,11 @@ __all__ = [
     "PruneUnits",
     "RampUnits",
     "Refit",
+    "RegrowMask",
     "ResizeKernel",
     "Sedate",
     "SelectBackend",
+    "SetMask",
     "StageKernel",
     "TendLedger",
     "Tolerance",
@@ -116,6 +122,11 @@ _Union = (
     | PlantSeed
     | AdvanceSeed
     | CullSeed
+    | SetMask
+    | RegrowMask
+    | GateCells
+    | ClearMask
+    | FoldMask
 )
 _BUILT_IN: dict[str, type[ProposalBase]] = {_type_of(cls): cls for cls in get_args(_Union)}
 _others: dict[str, type[ProposalBase]] = {}

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import fx
 
 from esper.ir.modes import get_path
 from esper.ir.terms import atoms_of
+from esper.ir.weights import MASK, read_of
 from esper.plan import Refusal
 from esper_passes.origins import Origins
 
@@ -111,14 +111,14 @@ def _weight(model: Model, axis: Axis, name: str, uses: list[Use]) -> dict[Place,
         return None
     if node.target in _LAYERS:
         operand, dim = _LAYERS[node.target]
-        read = node.args[operand]
+        read = read_of(node.args[operand])
     else:
-        reads = [(get_path(node, use.path), use.dim) for use in uses]
-        weights = [(r, d) for r, d in reads if isinstance(r, fx.Node) and r.op == "get_attr"]
+        reads = [(read_of(get_path(node, use.path)), use.dim) for use in uses]
+        weights = [(r, d) for r, d in reads if r is not None]
         if not weights:
             return None
         read, dim = weights[-1]
-    if not isinstance(read, fx.Node) or read.op != "get_attr":
+    if read is None:
         return None
     tensor = model.canonical_names()[str(read.target)]
     dim %= len(table.tensors[tensor])
@@ -158,7 +158,9 @@ def _serves_others(model: Model, met: dict[Place, set[str]]) -> Refusal | None:
     nodes = model.nodes
     for (name, _), readers in met.items():
         for reader in model.readers().get(name, ()):
-            others = {user.name for user in nodes[reader].users} - readers
+            users = {user.name for user in nodes[reader].users if user.target is not MASK}
+            behind = [user for user in nodes[reader].users if user.target is MASK]
+            others = users.union(u.name for mask in behind for u in mask.users) - readers
             if others:
                 return Refusal(
                     "shared-tensor",

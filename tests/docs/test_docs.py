@@ -24,6 +24,7 @@ PAGES = {
     "how-a-rewrite-travels.md": 4,
     "slots.md": 7,
     "growth.md": 3,
+    "signals-and-masks.md": 5,
     "write-your-own-pass.md": 4,
 }
 
