@@ -14,11 +14,17 @@ from typing import TYPE_CHECKING
 from esper.ir import pins
 from esper.plan import Refusal
 from esper.propose import (
+    DequantizeLayers,
     DropRegion,
     FuseConvBN,
     KeepVocabulary,
+    LowRankSwap,
+    MergeBranches,
+    MergeFactors,
     Proposal,
     PruneUnits,
+    QuantizeLayers,
+    QuantizePhage,
     Refit,
     WidenUnits,
 )
@@ -28,14 +34,26 @@ if TYPE_CHECKING:
 
 Rule = Callable[["Model", Proposal], Refusal | None]
 
+# Proposals whose targets are nodes by name.
+_OF_NODES = (
+    FuseConvBN,
+    Refit,
+    LowRankSwap,
+    MergeFactors,
+    MergeBranches,
+    QuantizeLayers,
+    DequantizeLayers,
+)
+SETTLED = 20  # ticks for which a seed must have been committed before it is quantised
+
 
 def known_target(model: Model, proposal: Proposal) -> Refusal | None:
     """`unknown-target`: a target must be a living part."""
     if isinstance(proposal, (PruneUnits, KeepVocabulary, WidenUnits)):
         return _missing("axis", proposal.axis, model.anatomy.axes, model.identities.retired)
-    if isinstance(proposal, DropRegion):
+    if isinstance(proposal, (DropRegion, QuantizePhage)):
         return _missing("region", proposal.region, model.anatomy.phages, model.identities.retired)
-    if isinstance(proposal, (FuseConvBN, Refit)):
+    if isinstance(proposal, _OF_NODES):
         nodes = model.nodes
         for target in proposal.targets:
             refusal = _missing("node", target, nodes, set())
@@ -161,6 +179,29 @@ def bypassable_region(model: Model, proposal: Proposal) -> Refusal | None:
     )
 
 
+def settled_phage(model: Model, proposal: Proposal) -> Refusal | None:
+    """`unsettled-phage`: what still grows, or was committed a moment ago, is not frozen."""
+    if not isinstance(proposal, QuantizePhage):
+        return None
+    path = f"{model.anatomy.phages[proposal.region].path}."
+    tick = model.ecology.tick
+    for name, life in model.ecology.slots().items():
+        seed = f"{life.seed}."
+        if not life.seed or not (path.startswith(seed) or seed.startswith(path)):
+            continue
+        if life.stage == "committed" and tick - life.since >= SETTLED:
+            continue
+        age = f"committed for {tick - life.since} of {SETTLED} ticks"
+        state = age if life.stage == "committed" else life.stage
+        return Refusal(
+            "unsettled-phage",
+            f"{proposal.region} holds the seed of {name}, which is {state}",
+            proposal.region,
+            "quantise once the seed has been committed for some time",
+        )
+    return None
+
+
 RULES: tuple[Rule, ...] = (
     known_target,
     known_units,
@@ -169,6 +210,7 @@ RULES: tuple[Rule, ...] = (
     never_empty,
     enough_units,
     bypassable_region,
+    settled_phage,
 )
 
 

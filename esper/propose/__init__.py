@@ -27,18 +27,34 @@ from esper.propose.structure import (
     Refit,
     SelectBackend,
 )
+from esper.propose.swaps import (
+    DequantizeLayers,
+    Distil,
+    LowRankSwap,
+    MergeBranches,
+    MergeFactors,
+    QuantizeLayers,
+    QuantizePhage,
+)
 
 __all__ = [
     "ADAPTER",
     "Cast",
+    "DequantizeLayers",
+    "Distil",
     "DropRegion",
     "EliminateDead",
     "FoldConstants",
     "FuseConvBN",
     "KeepVocabulary",
+    "LowRankSwap",
+    "MergeBranches",
+    "MergeFactors",
     "Proposal",
     "ProposalBase",
     "PruneUnits",
+    "QuantizeLayers",
+    "QuantizePhage",
     "Refit",
     "SelectBackend",
     "Tolerance",
@@ -64,6 +80,13 @@ _Union = (
     | Cast
     | SelectBackend
     | WidenUnits
+    | LowRankSwap
+    | MergeFactors
+    | MergeBranches
+    | Distil
+    | QuantizeLayers
+    | QuantizePhage
+    | DequantizeLayers
 )
 _BUILT_IN: dict[str, type[ProposalBase]] = {_type_of(cls): cls for cls in get_args(_Union)}
 _others: dict[str, type[ProposalBase]] = {}
