@@ -70,8 +70,8 @@ class Distil(Pass):
     """Train a changed model briefly towards the original, on calibration data without labels.
 
     Loss: relative squared distance of all floating outputs, and of the values that leave regions
-    which both models have. In evaluation mode, so dropout is off and statistics stay. The best state
-    on held-out batches is proposed; where none is better than the present one, it is refused.
+    which both models have. In evaluation mode, so dropout is off and statistics stay. The best
+    state on held-out batches is proposed; where none is better than the present, it is refused.
     """
 
     name: ClassVar[str] = "distil"
@@ -164,7 +164,7 @@ class Distil(Pass):
 
 @dataclass(frozen=True)
 class _Tapped:
-    """A copy of a model in evaluation mode that returns its floating outputs and some values inside."""
+    """A copy of a model, in evaluation mode, that returns floating outputs and values inside."""
 
     module: fx.GraphModule
     bind: Callable[..., list[Any]]

@@ -1,4 +1,4 @@
-"""The `low-rank` pass: layers become two thinner ones, with calibration data where there is some."""
+"""The `low-rank` pass: layers become two thinner ones, best for calibration data if given."""
 
 from __future__ import annotations
 

@@ -134,8 +134,13 @@ def _add(draft: _Draft, total: fx.Node, a: fx.Node, b: fx.Node) -> Plan | Refusa
         return _unlike(
             draft, "neither is a layer with a weight of its own that the sum alone reads"
         )
-    # The larger window holds the smaller one.
-    candidates.sort(key=lambda c: -weight_of(model, c[1]).numel())
+    # The larger window holds the smaller one; what has or takes a bias can take the other's.
+    candidates.sort(
+        key=lambda c: (
+            -weight_of(model, c[1]).numel(),
+            c[1].bias is None and c[1].new_bias is None,
+        )
+    )
     why = ""
     for stays, layer, other in candidates:
         found = _kernel(model, stays, layer, other, total)

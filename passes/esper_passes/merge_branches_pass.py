@@ -1,4 +1,4 @@
-"""The `merge-branches` pass: parallel branches of a sum become one, exactly where that is possible."""
+"""The `merge-branches` pass: parallel branches of a sum become one, exactly where possible."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from esper.passbase import Context, Pass, Proposals, Remark
 from esper.plan import Refusal
 from esper.propose import MergeBranches as Proposal
+from esper.propose.swaps import Merging
 from esper_passes.capture import capture
 from esper_passes.fitting import Fitted, fit, held_out
 from esper_passes.merge_branches import MergeBranchesRewrite
@@ -57,7 +58,7 @@ class MergeBranches(Pass):
 
     def propose(self, model: Model, context: Context) -> Proposals:
         """Sums in graph order, again after each merge, since what was merged may merge further."""
-        refused: set[tuple[str, str, str]] = set()
+        refused: set[tuple[str, str, Merging]] = set()
         proposed = False
         while True:
             wish = self._next(model, refused)
@@ -85,22 +86,20 @@ class MergeBranches(Pass):
             yield _NOTHING
 
     def _next(
-        self, model: Model, refused: set[tuple[str, str, str]]
-    ) -> tuple[str, str, Literal["add", "concatenate", "average"]] | None:
-        rewrite = MergeBranchesRewrite()
-        for a, b in self._sums(model):
-            exact: Literal["add", "concatenate"]
-            for exact in ("add", "concatenate"):
-                wish = Proposal(a=a.name, b=b.name, how=exact)
-                if (a.name, b.name, exact) not in refused and not isinstance(
-                    rewrite.plan(model, wish), Refusal
-                ):
-                    return a.name, b.name, exact
-            if self.how == "average" and (a.name, b.name, "average") not in refused:
-                chains = pair_of_chains(a, b)
-                if chains is not None and not alike(model, *chains):
-                    return a.name, b.name, "average"
-        return None
+        self, model: Model, refused: set[tuple[str, str, Merging]]
+    ) -> tuple[str, str, Merging] | None:
+        ways: tuple[Merging, ...] = ("add", "concatenate")
+        if self.how == "average":
+            ways = ("add", "average", "concatenate")
+        return next(
+            (
+                (a.name, b.name, how)
+                for a, b in self._sums(model)
+                for how in ways
+                if (a.name, b.name, how) not in refused and _fits(model, a, b, how)
+            ),
+            None,
+        )
 
     def _sums(self, model: Model) -> Iterator[tuple[fx.Node, fx.Node]]:
         for node in model.graph.nodes:
@@ -149,6 +148,15 @@ class MergeBranches(Pass):
             "steps": found.step,
         }
         return digest(payload), payload, evidence
+
+
+def _fits(model: Model, a: fx.Node, b: fx.Node, how: Merging) -> bool:
+    """Whether a way of merging is worth proposing."""
+    if how == "average":
+        chains = pair_of_chains(a, b)
+        return chains is not None and not alike(model, *chains) and bool(chains[0].reads())
+    wish = Proposal(a=a.name, b=b.name, how=how)
+    return not isinstance(MergeBranchesRewrite().plan(model, wish), Refusal)
 
 
 def _start(model: Model, stays: Chain, goes: Chain) -> tuple[dict[str, Any], dict[str, Any]]:
