@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from esper.ir.dataflow import Dataflow
+from esper.ir.dataflow import Dataflow, weights
 from esper.ir.shapes import describe, same_value
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def phages_and_slots(model: Model) -> tuple[dict[str, Phage], dict[str, Slot]]:
         if owner is not None and _absorbs(branch, owner):
             del modules[branch.path]
     named = _identify(model, flow, modules, branches)
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    sizes = {name: p.numel() for name, p in weights(model).items()}
     phages = {name: _phage(name, region, flow, sizes) for name, region in named.items()}
     slots = [_slot(name, region) for name, region in named.items()]
     return phages, {slot.id: slot for slot in slots if slot is not None}

@@ -16,7 +16,7 @@ from esper.propose import Distil as Proposal
 from esper.propose import LowRankSwap, PruneUnits, parse
 from esper_passes.distil import Distil
 from esper_passes.refit import digest
-from tests.passes.support import drift, drive, refused, same_state, traced
+from tests.passes.support import drift, drive, refusal, refused, same_state, traced
 
 F64 = torch.float64
 
@@ -33,13 +33,20 @@ def batches(count: int = 8) -> list[Batch]:
     return [((torch.randn(24, 6, dtype=F64),), {}) for _ in range(count)]
 
 
-@pytest.fixture
-def models() -> tuple[Model, Model]:
-    """A model and what a cut left of it."""
+@pytest.fixture(scope="module")
+def traced_models() -> tuple[Model, Model]:
+    torch.manual_seed(0)
     teacher = traced(net(), torch.randn(9, 6, dtype=F64))
     cut, record = teacher.apply(PruneUnits(axis="axis:0.0/neurons", units=(0, 3, 5, 6, 9, 12, 13)))
     assert record.kind == "passed"
     return teacher, cut
+
+
+@pytest.fixture
+def models(traced_models: tuple[Model, Model]) -> tuple[Model, Model]:
+    """A model and what a cut left of it."""
+    teacher, cut = traced_models
+    return teacher, copy.deepcopy(cut)
 
 
 def distance(a: Model, b: Model, data: list[Batch]) -> float:
@@ -121,17 +128,17 @@ def test_refusals(models: tuple[Model, Model]) -> None:
     ):
         name = digest(payload)
         cut.payloads[name] = payload
-        record = refused(cut, Proposal(digest=name, **better))
+        record = refusal(cut, Proposal(digest=name, **better))
         assert record.code == "stale-payload"
         assert reason in record.reason
     payload = {"2.1.bias": torch.zeros(4, dtype=F64)}
     name = digest(payload)
     cut.payloads[name] = payload
     worse = Proposal(digest=name, drift_before=0.5, drift_after=0.5)
-    assert refused(cut, worse).code == "no-gain"
+    assert refusal(cut, worse).code == "no-gain"
     assert not isinstance(cut.plan(Proposal(digest=name, **better)), esper.plan.Refusal)
     payload["2.1.bias"] += 1
-    assert refused(cut, Proposal(digest=name, **better)).code == "changed-payload"
+    assert refusal(cut, Proposal(digest=name, **better)).code == "changed-payload"
 
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"lr": -1.0}, {"held_out": 0.0}])

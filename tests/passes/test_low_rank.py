@@ -201,6 +201,12 @@ def test_what_was_split_saves_and_loads(tmp_path: Any) -> None:
     assert drift(again, swapped, (x,)) == 0
 
 
+@pytest.fixture(scope="module")
+def plain() -> Model:
+    torch.manual_seed(0)
+    return traced(net(), torch.randn(6, 16, dtype=F64))
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -223,8 +229,8 @@ class Tied(nn.Module):
         (MergeFactors(first="linear", second="linear_1"), "not-a-pair"),
     ],
 )
-def test_refusals(proposal: Any, code: str) -> None:
-    model = traced(net(), torch.randn(6, 16, dtype=F64))
+def test_refusals(proposal: Any, code: str, plain: Model) -> None:
+    model = plain
     assert refused(model, proposal).code == code
     assert parse(proposal.model_dump_json()) == proposal
 
