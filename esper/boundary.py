@@ -77,6 +77,7 @@ class Boundary:
         finally:
             session._open = False
             self._closed = True
+            session.model.payloads.clear()  # solved for a proposal of this boundary
         if kind is None:
             session.model.ecology.tick += 1
         if any(record.kind == "passed" for record in self.records):

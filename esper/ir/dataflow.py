@@ -179,10 +179,11 @@ class Dataflow:
 def weights(model: Model) -> dict[str, torch.Tensor]:
     """Parameters by every name, and buffers that hold quantised ones (`..._int8`, `..._int4`)."""
     found: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    for name, buffer in model.named_buffers(remove_duplicate=False):
-        if buffer.dtype in (torch.int8, torch.uint8) and name.endswith(QUANTISED):
-            found[name] = buffer
-    return found
+    return found | {
+        name: buffer
+        for name, buffer in model.named_buffers(remove_duplicate=False)
+        if buffer.dtype in (torch.int8, torch.uint8) and name.endswith(QUANTISED)
+    }
 
 
 def _carries(node: fx.Node) -> bool:

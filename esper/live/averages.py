@@ -54,6 +54,7 @@ class AverageFollower:
         average.payloads.update(self.model.payloads)
         average.ecology.tick = self.model.ecology.tick
         own = PassManager(average).plan(plan.proposal)
+        average.payloads.clear()
         if isinstance(own, Refusal):
             raise BoundaryError(f"the averaged copy cannot follow: {own.reason}")
         applier = Applier(average, journal)

@@ -86,12 +86,10 @@ class LowRank(Pass):
             if moment is None:
                 yield self._too_large(model, layer)
                 continue
+            # It stays at hand: whoever runs the pass may apply the proposal again, and clears it.
             digest, payload = moment_digest(moment)
             model.payloads[digest] = dict(payload)
-            try:
-                yield self._proposal(model, layer, digest)
-            finally:
-                model.payloads.pop(digest, None)
+            yield self._proposal(model, layer, digest)
 
     def _layers(self, model: Model) -> Iterator[Affine]:
         for node in model.graph.nodes:

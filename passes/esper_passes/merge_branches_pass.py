@@ -75,13 +75,9 @@ class MergeBranches(Pass):
                 yield made
                 continue
             name, payload, evidence = made
+            # They stay at hand: whoever runs the pass may apply it again, and clears them.
             model.payloads[name] = payload
-            try:
-                yield Proposal(
-                    a=a, b=b, how=how, digest=name, proposer=self.name, evidence=evidence
-                )
-            finally:
-                model.payloads.pop(name, None)
+            yield Proposal(a=a, b=b, how=how, digest=name, proposer=self.name, evidence=evidence)
         if not proposed:
             yield _NOTHING
 

@@ -2,8 +2,8 @@
 
 Weight-only modes keep a layer's op and make its weight floating where it is used: the layer
 computes what it would with rounded weights, bit for bit, gradients flow on to what is before it,
-and every backend and exporter knows the ops. This saves memory and files, not time: on CPUs the weight
-is written out in floating point at each call, and PyTorch's own kernel for it
+and every backend and exporter knows the ops. This saves memory and files, not time: on CPUs the
+weight is written out in floating point at each call, and PyTorch's own kernel for it
 (`aten._weight_int8pack_mm`) is meant for bfloat16 and many times slower in float32.
 
 `dynamic-int8` multiplies integers (`aten._int_mm`), which is what makes CPUs with such

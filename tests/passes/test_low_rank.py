@@ -271,9 +271,17 @@ def test_the_pass_uses_what_layers_read() -> None:
         swapped, records, remarks = drive(LowRank(ratio=0.6, align=1, only="0.*"), model, context)
         assert [r.kind for r in records] == ["passed"]
         assert not remarks
-        assert not swapped.payloads
         errors.append(drift(swapped, model, (x,)))
     assert errors[1] < errors[0] / 5
+
+
+def test_parts_of_a_refused_group_are_tried_with_their_moments() -> None:
+    data = rows(4)
+    model = traced(net(48), data[0][0][0])
+    result = esper.optimize(model, "low-rank{ratio=0.6 align=1}", data=data, max_loss=0.03)
+    kinds = {str(r.proposal.targets[0]): (r.kind, r.code) for r in result.records if r.proposal}
+    assert kinds == {"linear": ("passed", "not-measured"), "linear_1": ("missed", "quality")}
+    assert not result.model.payloads
 
 
 def test_moments_are_means_over_all_rows_of_the_convolution() -> None:

@@ -182,7 +182,7 @@ def test_integers_compute_what_rounded_rows_and_weights_would() -> None:
     assert found(torch.randn(7, 5, 20, dtype=F64)).shape == (7, 5, 3)  # the batch stays dynamic
     zero = found(torch.zeros_like(x))
     assert bool(zero.isfinite().all())
-    again, records, remarks = drive(Quantize(least=1), found)
+    _, records, remarks = drive(Quantize(least=1), found)
     assert (records, [r.code for r in remarks]) == ([], ["nothing-to-quantise"])
     assert refusal(found, DequantizeLayers(nodes=("linear_biased",))).code == "not-quantised"
 
