@@ -111,7 +111,7 @@ def _form(model: Model, node: fx.Node) -> Any:
         tensor = model.tensor(str(operand.target))
         return None if tensor is None else (tuple(tensor.shape), tensor.dtype)
 
-    return fx.map_arg((node.args, dict(node.kwargs)), form)  # type: ignore[arg-type]
+    return fx.map_arg((node.args, dict(node.kwargs)), form)
 
 
 def _switches(node: fx.Node) -> list[bool]:
@@ -139,8 +139,10 @@ def elementwise(node: fx.Node) -> bool:
 
 def two_layers(model: Model, branch: Chain) -> tuple[Affine, Affine] | None:
     """Both layers of a chain of a layer, element-wise functions, and a layer."""
-    first, *between, last = branch.nodes if len(branch.nodes) > 1 else (*branch.nodes, None)
-    if last is None or not all(map(elementwise, between)):
+    if len(branch.nodes) < 2:
+        return None
+    first, *between, last = branch.nodes
+    if not all(map(elementwise, between)):
         return None
     layers = [affine(model, first), affine(model, last)]
     one, two = layers

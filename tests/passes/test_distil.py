@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def distance(a: Model, b: Model, data: list[Batch]) -> float:
     with torch.no_grad():
         pairs = [(a(*args), b(*args)) for args, _ in data]
     error = sum(float((x - y).square().sum()) for x, y in pairs)
-    return (error / sum(float(x.square().sum()) for x, _ in pairs)) ** 0.5
+    return math.sqrt(error / sum(float(x.square().sum()) for x, _ in pairs))
 
 
 @pytest.mark.parametrize("features", [True, False])

@@ -25,15 +25,11 @@ F64 = torch.float64
 
 def net(width: int = 24, rank: int | None = None) -> nn.Module:
     """Linear layers whose first weight may be of low rank to begin with."""
-    module = nn.Sequential(nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 5, bias=False))
+    first = nn.Linear(16, width).double()
     if rank is not None:
-        with torch.no_grad():
-            layer = module[0]
-            layer.double()
-            layer.weight.copy_(
-                torch.randn(width, rank, dtype=F64) @ torch.randn(rank, 16, dtype=F64)
-            )
-    return module
+        factors = torch.randn(width, rank, dtype=F64), torch.randn(rank, 16, dtype=F64)
+        first.weight.data = factors[0] @ factors[1]
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(width, 5, bias=False))
 
 
 def rows(count: int = 3) -> list[Batch]:

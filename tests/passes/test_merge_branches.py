@@ -349,18 +349,21 @@ def test_unlike_chains(parts: tuple[nn.Module, ...], how: Any) -> None:
 
 def test_payloads_are_those_that_were_fitted() -> None:
     model = traced(twins(), vector())
-    wish = {"a": "linear_1", "b": "linear_3", "how": "average"}
-    assert refused(model, Proposal(digest="gone", **wish)).code == "missing-payload"
+
+    def wish(name: str) -> Proposal:
+        return Proposal(a="linear_1", b="linear_3", how="average", digest=name)
+
+    assert refused(model, wish("gone")).code == "missing-payload"
     for payload, code in (
         ({"parts.0.0.weight": torch.zeros(3)}, "stale-payload"),
         ({"tail.weight": torch.zeros(3, 6)}, None),
     ):
         name = digest(payload)
         model.payloads[name] = payload
-        plan = model.plan(Proposal(digest=name, **wish))
+        plan = model.plan(wish(name))
         assert getattr(plan, "code", None) == code
     model.payloads[name]["tail.weight"] += 1
-    assert refusal(model, Proposal(digest=name, **wish)).code == "changed-payload"
+    assert refusal(model, wish(name)).code == "changed-payload"
 
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"lr": 0.0}, {"held_out": 1.0}])

@@ -169,14 +169,15 @@ def imitated(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def test_integers_compute_what_rounded_rows_and_weights_would() -> None:
-    module = nn.Sequential(nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 3, bias=False)).double()
+    first, second = nn.Linear(20, 12).double(), nn.Linear(12, 3, bias=False).double()
+    module = nn.Sequential(first, nn.ReLU(), second)
     x = torch.randn(4, 5, 20, dtype=F64)
     model = traced(module, x)
     found, records, _ = drive(Quantize(least=1), model)
     assert [r.kind for r in records] == ["passed", "passed"]
     assert ops(found).count("_int_mm") == 2
-    hidden = torch.relu(imitated(x, module[0].weight.detach(), module[0].bias.detach()))
-    expected = imitated(hidden, module[2].weight.detach(), None)
+    hidden = torch.relu(imitated(x, first.weight.detach(), first.bias.detach()))
+    expected = imitated(hidden, second.weight.detach(), None)
     oracle.close(found(x).detach(), expected, "integers")
     assert 0 < drift(found, model, (x,)) < 0.05
     assert found(torch.randn(7, 5, 20, dtype=F64)).shape == (7, 5, 3)  # the batch stays dynamic
@@ -184,7 +185,14 @@ def test_integers_compute_what_rounded_rows_and_weights_would() -> None:
     assert bool(zero.isfinite().all())
     _, records, remarks = drive(Quantize(least=1), found)
     assert (records, [r.code for r in remarks]) == ([], ["nothing-to-quantise"])
-    assert refusal(found, DequantizeLayers(nodes=("linear_biased",))).code == "not-quantised"
+    ends = [n.name for n in found.graph.nodes if n.target is torch.ops.aten.reshape.default][1::2]
+    back, record = found.apply(DequantizeLayers(nodes=tuple(ends)))
+    assert record.kind == "passed", record.line()
+    assert set(back.state_dict()) == set(model.state_dict())
+    assert graphs_equal(back, model) is None
+    oracle.close(back(x), rounded(model, {"0.weight": 0, "2.weight": 0})(x), "the way back")
+    for near in ("relu", *(n.name for n in found.graph.nodes if "stepped" in n.name)):
+        assert refusal(found, DequantizeLayers(nodes=(near,))).code == "not-quantised"
 
 
 class Columns(nn.Module):
@@ -204,11 +212,14 @@ def test_integers_stored_by_columns() -> None:
     assert record.kind == "passed"
     matrix, shift = (model.get_parameter(n).detach() for n in ("matrix", "shift"))
     oracle.close(found(x).detach(), imitated(x, matrix.T, shift).tanh(), "columns")
+    back, record = found.apply(DequantizeLayers(nodes=("addmm_biased",)))
+    assert record.kind == "passed", record.line()
+    oracle.close(back(x), rounded(model, {"matrix": 1})(x), "the way back")
 
 
 def test_two_symbolic_sizes() -> None:
     x = torch.randn(2, 5, 8)
-    sizes = {"input": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}}
+    sizes = {"input": [0, 1]}
     model = esper.trace(nn.Sequential(nn.Linear(8, 4)).eval(), (x,), dynamic=sizes)
     found, (record,), _ = drive(Quantize(least=1), model)
     assert record.kind == "passed", record.line()
