@@ -15,7 +15,12 @@ from esper.ir.rules import REGISTRY
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # The pages that run, and how many outputs each shows at least.
-PAGES = {"axes.md": 2, "how-a-rewrite-travels.md": 4, "write-your-own-pass.md": 4}
+PAGES = {
+    "axes.md": 2,
+    "how-a-rewrite-travels.md": 4,
+    "swaps.md": 6,
+    "write-your-own-pass.md": 4,
+}
 
 
 @pytest.fixture
