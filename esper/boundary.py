@@ -111,6 +111,7 @@ class Boundary:
         finally:
             session._open = None
             self._closed = True
+            session.model.payloads.clear()  # solved for a proposal of this boundary
 
     # -- proposals -------------------------------------------------------------------------------
 

@@ -18,14 +18,20 @@ from esper.plan import Refusal
 from esper.propose import (
     AddBranch,
     Deepen,
+    DequantizeLayers,
     DropRegion,
     FuseConvBN,
     KeepVocabulary,
+    LowRankSwap,
     Lyse,
+    MergeBranches,
+    MergeFactors,
     MergeUnits,
     NoteProbe,
     Proposal,
     PruneUnits,
+    QuantizeLayers,
+    QuantizePhage,
     RampUnits,
     Refit,
     ResizeKernel,
@@ -39,14 +45,28 @@ if TYPE_CHECKING:
 
 Rule = Callable[["Model", Proposal], Refusal | None]
 _OF_AXES = (PruneUnits, KeepVocabulary, WidenUnits, RampUnits, MergeUnits)
-_OF_NODES = (FuseConvBN, Refit, ResizeKernel, StageKernel, AddBranch)
+# Proposals whose targets are nodes by name.
+_OF_NODES = (
+    FuseConvBN,
+    Refit,
+    ResizeKernel,
+    StageKernel,
+    AddBranch,
+    LowRankSwap,
+    MergeFactors,
+    MergeBranches,
+    QuantizeLayers,
+    DequantizeLayers,
+)
+
+SETTLED = 20  # ticks for which a seed must have been committed before it is quantised
 
 
 def known_target(model: Model, proposal: Proposal) -> Refusal | None:
     """`unknown-target`: a target must be a living part."""
     if isinstance(proposal, _OF_AXES):
         return _missing("axis", proposal.axis, model.anatomy.axes, model.identities.retired)
-    if isinstance(proposal, DropRegion):
+    if isinstance(proposal, (DropRegion, QuantizePhage)):
         return _missing("region", proposal.region, model.anatomy.phages, model.identities.retired)
     if isinstance(proposal, Deepen):
         phages = model.anatomy.phages
@@ -195,6 +215,29 @@ def bypassable_region(model: Model, proposal: Proposal) -> Refusal | None:
     )
 
 
+def settled_phage(model: Model, proposal: Proposal) -> Refusal | None:
+    """`unsettled-phage`: what still grows, or was committed a moment ago, is not frozen."""
+    if not isinstance(proposal, QuantizePhage):
+        return None
+    path = f"{model.anatomy.phages[proposal.region].path}."
+    tick = model.ecology.tick
+    for name, life in model.ecology.slots().items():
+        seed = f"{life.seed}."
+        if not life.seed or not (path.startswith(seed) or seed.startswith(path)):
+            continue
+        if life.stage == "committed" and tick - life.since >= SETTLED:
+            continue
+        age = f"committed for {tick - life.since} of {SETTLED} ticks"
+        state = age if life.stage == "committed" else life.stage
+        return Refusal(
+            "unsettled-phage",
+            f"{proposal.region} holds the seed of {name}, which is {state}",
+            proposal.region,
+            "quantise once the seed has been committed for some time",
+        )
+    return None
+
+
 def removable_part(model: Model, proposal: Proposal) -> Refusal | None:
     """What may not be cut or dropped is not sedated or lysed either, and no finding is noted of it.
 
@@ -218,6 +261,7 @@ STRUCTURE: tuple[Rule, ...] = (
     bypassable_region,
     *order.RULES,
     *sparsity.RULES,
+    settled_phage,
 )
 RULES: tuple[Rule, ...] = (*STRUCTURE, removable_part, *ecology.RULES)
 

@@ -35,7 +35,7 @@ def known_weight(model: Model, proposal: Proposal) -> Refusal | None:
     if parameter.ndim < 2 or not parameter.is_floating_point():
         return Refusal(
             "no-weight",
-            f"{proposal.tensor} is {parameter.dtype} of {parameter.ndim} dims: no matrix of weights",
+            f"{proposal.tensor} is {parameter.dtype} of {parameter.ndim} dims: no weight matrix",
             proposal.tensor,
             "mask the weight of a linear layer or a convolution",
         )

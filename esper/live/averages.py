@@ -56,6 +56,7 @@ class AverageFollower:
         average.ecology.tick = self.model.ecology.tick
         refusal = check(average, plan.proposal)
         own = refusal or rewrites()[plan.proposal.type].follow(average, plan)
+        average.payloads.clear()
         if isinstance(own, Refusal):
             raise BoundaryError(f"the averaged copy cannot follow: {own.reason}")
         applier = Applier(average, journal)

@@ -47,6 +47,15 @@ from esper.propose.structure import (
     Refit,
     SelectBackend,
 )
+from esper.propose.swaps import (
+    DequantizeLayers,
+    Distil,
+    LowRankSwap,
+    MergeBranches,
+    MergeFactors,
+    QuantizeLayers,
+    QuantizePhage,
+)
 
 __all__ = [
     "ADAPTER",
@@ -57,6 +66,8 @@ __all__ = [
     "ClearMask",
     "CullSeed",
     "Deepen",
+    "DequantizeLayers",
+    "Distil",
     "DropRegion",
     "EliminateDead",
     "FoldConstants",
@@ -66,13 +77,18 @@ __all__ = [
     "GateCells",
     "GrantLease",
     "KeepVocabulary",
+    "LowRankSwap",
     "Lyse",
+    "MergeBranches",
+    "MergeFactors",
     "MergeUnits",
     "NoteProbe",
     "PlantSeed",
     "Proposal",
     "ProposalBase",
     "PruneUnits",
+    "QuantizeLayers",
+    "QuantizePhage",
     "RampUnits",
     "Refit",
     "RegrowMask",
@@ -127,6 +143,13 @@ _Union = (
     | GateCells
     | ClearMask
     | FoldMask
+    | LowRankSwap
+    | MergeFactors
+    | MergeBranches
+    | Distil
+    | QuantizeLayers
+    | QuantizePhage
+    | DequantizeLayers
 )
 _BUILT_IN: dict[str, type[ProposalBase]] = {_type_of(cls): cls for cls in get_args(_Union)}
 _others: dict[str, type[ProposalBase]] = {}

@@ -25,6 +25,7 @@ PAGES = {
     "slots.md": 7,
     "growth.md": 3,
     "signals-and-masks.md": 5,
+    "swaps.md": 6,
     "write-your-own-pass.md": 4,
 }
 
