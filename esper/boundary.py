@@ -72,7 +72,7 @@ class Boundary:
         try:
             self._govern()
             if session.lifecycle is not None and not self.rolled_back:
-                session.lifecycle.open(self, self._loss())
+                session.lifecycle.open(self)
         except BaseException:
             self._leave(failed=True)
             raise

@@ -59,11 +59,11 @@ class Lifecycle:
 
     # -- one boundary ----------------------------------------------------------------------------
 
-    def open(self, boundary: Boundary, loss: float | None) -> None:
+    def open(self, boundary: Boundary) -> None:
         """Measure, move alpha, propose what is due. Called as a boundary opens."""
         self._journal = Journal()
         self._journal.add(partial(self.load_state_dict, self.state_dict()))
-        session = boundary.session
+        session, loss = boundary.session, boundary._loss()
         if loss is not None:
             self._hear(session.model, loss)
         slots = session.model.ecology.slots()

@@ -19,7 +19,7 @@ from esper.ir.ecology import SlotLife
 from esper.ir.model import Model
 from esper.live.lifecycle import Lifecycle
 from esper.propose import AdvanceSeed, Blend, CullSeed, DropRegion, PlantSeed
-from esper.recorder.happenings import Transition
+from esper.recorder.happenings import Metric, Transition
 from esper.recorder.log import Log
 from tests.live.training import batch, step, traced
 
@@ -103,7 +103,11 @@ def test_a_seed_goes_all_the_way(tmp_path: Path) -> None:
     assert run.session.lifecycle is not None
     assert run.session.lifecycle.state_dict()["after"] == {}
     run.session.close()
-    events = [e for e in Log(tmp_path / "run.esperlog") if e.kind == "transition"]
+    log = list(Log(tmp_path / "run.esperlog"))
+    moved = [e.payload for e in log if isinstance(e.payload, Metric)]
+    assert [m.value for m in moved] == [curves.alpha(blend, i) for i in range(1, 5)]
+    assert {m.name for m in moved} == {f"alpha/{SLOT}"}
+    events = [e for e in log if e.kind == "transition"]
     told = [e.payload for e in events if isinstance(e.payload, Transition)]
     assert [e.target for e in events] == [SLOT] * 4
     assert [(t.before, t.after, t.gate) for t in told] == [
@@ -291,3 +295,17 @@ def test_seeds_learn_under_autocast_and_leave_its_dtypes() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(model(inputs), expected)
         assert manager.apply(CullSeed(slot=SLOT, quarantine=0)).kind == "passed"
+
+
+def test_a_phage_is_replaced_while_the_model_trains() -> None:
+    """Staged replacement: alpha moves from the phage to the seed, then the phage goes."""
+    blend = Blend(algorithm="replace", ticks=4)
+    run = Run(plant=PlantSeed(slot=SLOT, blueprint="mlp-small", blend=blend))
+    held = {id(p) for p in run.model.get_submodule("block").parameters()}
+    assert run.go(15, lambda loss, life: 1.0)[-1] == "14 passed committed"
+    assert "phage:block" not in run.model.anatomy.phages
+    assert not any(name.startswith("block.") for name, _ in run.model.named_parameters())
+    live = {id(p) for group in run.session.optimizer.param_groups for p in group["params"]}
+    assert not live & held
+    run.session.check()
+    run.go(2)
