@@ -298,7 +298,8 @@ class Boundary:
         if self.records or diary.recording.digest_due(session.tick):
             state = digests(session.model, [f.optimizer for f in session.optimizers])
             diary.boundary(session.tick, state, self._loss(), session.generators.cursors)
-        diary.keyframe(session.tick, session, session.generators.cursors)
+        if diary.recording.keyframe_due(session.tick):
+            diary.keyframe(session.tick, session, session.generators.cursors)
 
     # -- opening ---------------------------------------------------------------------------------
 

@@ -166,8 +166,8 @@ class Diary:
             self.recorder.sync()
 
     def keyframe(self, tick: int, session: Stateful, cursors: Mapping[str, int]) -> None:
-        """The state that the step of this tick starts from, where the schedule has one."""
-        if self.recorder is not None and self.recording.keyframe_due(tick):
+        """The whole state that the step of this tick starts from."""
+        if self.recorder is not None:
             self.recorder.tick = tick
             keyframes.write(self.recorder, self.recording, tick, session.state_dict(), cursors)
 

@@ -56,7 +56,7 @@ def passes(
     start = platform.start_of(events, log.path)
     run = programs.program_of(log, start, program)
     with platform.settings_of(start):
-        differs = platform.differs(start)
+        differs = platform.differs(log, start)
         built: list[Any] = []
 
         def ready(session: Any) -> None:
