@@ -109,7 +109,7 @@ class Applier:
         self._follow_places(plan, nodes)
         for change in plan.lives:
             self._live(change)
-        if (plan.edits or plan.cuts) and not plan.only_resizes:
+        if (plan.edits or plan.cuts) and not plan.only_resizes and not plan.keeps_anatomy:
             self._invalidate()
         model.mark_stale()
         return {node for node in dirty if not node._erased}

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from esper.ecology import order, sparsity
+from esper.ecology import rules as ecology
 from esper.ir import pins
 from esper.plan import Refusal
 from esper.propose import (
@@ -20,12 +21,15 @@ from esper.propose import (
     DropRegion,
     FuseConvBN,
     KeepVocabulary,
+    Lyse,
     MergeUnits,
+    NoteProbe,
     Proposal,
     PruneUnits,
     RampUnits,
     Refit,
     ResizeKernel,
+    Sedate,
     StageKernel,
     WidenUnits,
 )
@@ -191,7 +195,19 @@ def bypassable_region(model: Model, proposal: Proposal) -> Refusal | None:
     )
 
 
-RULES: tuple[Rule, ...] = (
+def removable_part(model: Model, proposal: Proposal) -> Refusal | None:
+    """What may not be cut or dropped is not sedated or lysed either, and no finding is noted of it.
+
+    The codes are those of the rules above.
+    """
+    if not isinstance(proposal, (Sedate, Lyse, NoteProbe)):
+        return None
+    rules = (known_target, known_units) if isinstance(proposal, NoteProbe) else STRUCTURE
+    refusals = (rule(model, proposal.removal) for rule in rules)
+    return next((refusal for refusal in refusals if refusal is not None), None)
+
+
+STRUCTURE: tuple[Rule, ...] = (
     known_target,
     known_units,
     frozen_axis,
@@ -203,6 +219,7 @@ RULES: tuple[Rule, ...] = (
     *order.RULES,
     *sparsity.RULES,
 )
+RULES: tuple[Rule, ...] = (*STRUCTURE, removable_part, *ecology.RULES)
 
 
 def check(model: Model, proposal: Proposal) -> Refusal | None:

@@ -1,1 +1,1 @@
-"""Figures of live surgery."""
+"""Benchmarks of training that changes: overhead, signals, replays, kills."""

@@ -38,14 +38,14 @@ class Value:
 
     @property
     def width(self) -> int:
-        """Number of channels. Raises Unfit where it is symbolic."""
+        """Number of channels. Raises UnfitError where it is symbolic."""
         size = self.shape[1 if self.layout == "image" else -1]
         if isinstance(size, str):
-            raise Unfit(f"the number of channels is {size}, which is not known")
+            raise UnfitError(f"the number of channels is {size}, which is not known")
         return size
 
 
-class Unfit(ValueError):
+class UnfitError(ValueError):
     """A blueprint does not fit a value or its options; the text ends a sentence."""
 
 
@@ -59,7 +59,7 @@ class Blueprint:
     Attributes:
         name: kebab-case.
         build: `build(value, **options)`; its keyword-only arguments with their defaults are the
-            options. Raises Unfit.
+            options. Raises UnfitError.
         layouts: values that it fits.
         summary: one line for a person.
     """
@@ -82,17 +82,19 @@ class Blueprint:
         """The seed's module, drawn from a generator of its own.
 
         Raises:
-            Unfit: the blueprint has no such option, or does not fit the value.
+            UnfitError: the blueprint has no such option, or does not fit the value.
         """
         known = self.options
         for name, option in options.items():
             if name not in known:
-                raise Unfit(f"it has no option {name!r}; options are {', '.join(known) or 'none'}")
+                raise UnfitError(
+                    f"it has no option {name!r}; options are {', '.join(known) or 'none'}"
+                )
             wanted = type(known[name])
             if type(option) is not wanted and not (wanted is float and type(option) is int):
-                raise Unfit(f"option {name} is a {wanted.__name__}, not {option!r}")
+                raise UnfitError(f"option {name} is a {wanted.__name__}, not {option!r}")
         if value.layout not in self.layouts:
-            raise Unfit(
+            raise UnfitError(
                 f"it is made for {' and '.join(self.layouts)}, and the value is {_say(value)}"
             )
         with torch.random.fork_rng(devices=[]):

@@ -28,12 +28,14 @@ class Criterion:
         figure: its name in the evidence.
         compare, limit: `figure >= limit` or `figure <= limit`.
         meaning: what it is, in words.
+        fatal: whether a seed that fails it is culled; otherwise it waits.
     """
 
     figure: str
     compare: Comparison
     limit: float
     meaning: str
+    fatal: bool = False
 
     def met(self, value: float) -> bool:
         """Whether a value meets the limit."""
@@ -50,14 +52,14 @@ class StageGate:
 
     Attributes:
         name: for the record.
-        before, after: stages.
+        before, to: stages.
         criteria: all must be met.
         patience: ticks in a stage after which a seed that cannot pass is culled; 0 waits for ever.
     """
 
     name: str
     before: Stage
-    after: Stage
+    to: Literal["blending", "holding", "committed"]
     criteria: tuple[Criterion, ...]
     patience: int = 0
 
@@ -80,7 +82,9 @@ GERMINATE = StageGate(
     "blending",
     (
         Criterion("ticks", ">=", 10, "ticks behind the host"),
-        Criterion("gradient-finite", ">=", 1, "whether every gradient norm so far was finite"),
+        Criterion(
+            "gradient-finite", ">=", 1, "whether every gradient norm so far was finite", fatal=True
+        ),
         Criterion("gradient-trend", "<=", 1.1, "recent gradient norm over that before"),
     ),
     patience=200,
@@ -103,12 +107,13 @@ PROBATION = StageGate(
             "<=",
             0.02,
             "lower 95% bound of the paired change of the loss, relative to that before blending",
+            fatal=True,
         ),
     ),
 )
 GATES: tuple[StageGate, ...] = (GERMINATE, BLENDED, PROBATION)
 
 
-def gate(gates: tuple[StageGate, ...], before: str, after: str) -> StageGate | None:
+def gate(gates: tuple[StageGate, ...], before: str, to: str) -> StageGate | None:
     """The gate between two stages; None where nothing is asked."""
-    return next((g for g in gates if (g.before, g.after) == (before, after)), None)
+    return next((g for g in gates if (g.before, g.to) == (before, to)), None)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from esper.ecology.blueprints import Blueprint, Build, Layout, Unfit, Value
+from esper.ecology.blueprints import Blueprint, Build, Layout, UnfitError, Value
 from esper.ir.marker import Slot
 
 
@@ -34,7 +34,7 @@ def _mix(value: Value, inside: int, outside: int, bias: bool = True) -> nn.Linea
 
 def _hidden(value: Value, ratio: float) -> int:
     if ratio <= 0:
-        raise Unfit(f"its ratio must be positive, not {ratio}")
+        raise UnfitError(f"its ratio must be positive, not {ratio}")
     return max(1, round(value.width * ratio))
 
 
@@ -76,7 +76,7 @@ def norm(value: Value) -> nn.Module:
 def low_rank(value: Value, *, rank: int = 4) -> nn.Module:
     """Low-rank adapter: down to `rank` and up again, without bias (LoRA, arXiv:2106.09685)."""
     if not 1 <= rank <= value.width:
-        raise Unfit(f"its rank must lie between 1 and {value.width}, not {rank}")
+        raise UnfitError(f"its rank must lie between 1 and {value.width}, not {rank}")
     down = _mix(value, value.width, rank, bias=False)
     up = _zero(_mix(value, rank, value.width, bias=False))
     return _named(down=down, up=up)
@@ -169,7 +169,7 @@ def squeeze_excite(value: Value, *, ratio: float = 0.25) -> nn.Module:
 
 def _odd(kernel: int) -> int:
     if kernel < 1 or kernel % 2 == 0:
-        raise Unfit(f"its kernel must be odd, not {kernel}")
+        raise UnfitError(f"its kernel must be odd, not {kernel}")
     return kernel
 
 
@@ -277,7 +277,7 @@ class Attention(nn.Module):
 def attention(value: Value, *, heads: int = 2, causal: bool = True) -> nn.Module:
     """Self-attention with a few heads; causal unless told otherwise."""
     if heads < 1 or value.width % heads:
-        raise Unfit(f"{heads} heads do not divide {value.width} channels")
+        raise UnfitError(f"{heads} heads do not divide {value.width} channels")
     return Attention(value, heads, causal)
 
 

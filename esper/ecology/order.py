@@ -1,4 +1,6 @@
-"""Contract rules of the lifecycle: dormant > incubating > blending > holding > committed, or culled.
+"""Contract rules of the lifecycle: in which order a slot and its seed go through their stages.
+
+dormant > incubating > blending > holding > committed, or culled > quarantined > dormant.
 
 Rules look at the proposal and at the stages that the model carries, never at tensors.
 """

@@ -1,4 +1,4 @@
-"""A blueprint's module as graph edits: traced once for a kind of value, drawn anew for each seed."""
+"""A blueprint's module as graph edits: traced once a kind of value, drawn anew for each seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from esper.ecology.blueprints import Blueprint, Unfit, Value
+from esper.ecology.blueprints import Blueprint, UnfitError, Value
 from esper.errors import TraceError
 from esper.ir.model import Model
 from esper.ir.shapes import same_value
@@ -68,7 +68,7 @@ def identifier(path: str) -> str:
 def sprout(
     blueprint: Blueprint, value: Value, options: Mapping[str, Any], seed: int, soil: Soil
 ) -> Sprout:
-    """The edits and tensors of one seed. Raises Unfit."""
+    """The edits and tensors of one seed. Raises UnfitError."""
     module = blueprint.module(value, options, seed)
     traced = _traced(blueprint, value, tuple(sorted(options.items())), soil.training)
     drawn = {
@@ -80,6 +80,8 @@ def sprout(
     places: dict[str, str] = {}  # traced node -> node of the host
     edits: list[Insert] = []
     read: dict[str, None] = {}
+    counters = (node.meta.get("counter") for node in traced.graph.nodes)
+    counted = {names[counter] for counter in counters if counter}
 
     def moved(path: str) -> str:
         return f"{soil.root}.{path.removeprefix(f'{_INNER}.')}"
@@ -101,15 +103,13 @@ def sprout(
         if node.op == "output":
             output = places[node.args[0][0].name]
             continue
-        if node.op == "get_attr" and not node.users:
+        if node.op == "get_attr" and not node.users and names[str(node.target)] not in counted:
             continue
         target: Any = node.target
         if node.op == "get_attr":
             target = moved(names[str(node.target)])
             read[names[str(node.target)]] = None
         counter = node.meta.get("counter", "")
-        if counter:
-            read[names[counter]] = None
         places[node.name] = soil.name(f"{prefix}_{node.name}")
         path = str(node.meta.get("module") or "").removeprefix(_INNER).removeprefix(".")
         edits.append(
@@ -162,18 +162,19 @@ def _traced(
     try:
         model = trace(module, (example,), dynamic={"x": symbolic})
     except TraceError as error:
-        raise Unfit(f"it cannot be traced: {error}") from error
+        raise UnfitError(f"it cannot be traced: {error}") from error
     if model.notes:
-        raise Unfit(f"it cannot follow the model: {model.notes[0]}")
+        raise UnfitError(f"it cannot follow the model: {model.notes[0]}")
     first, last = (next(iter(model.graph.find_nodes(op=op))) for op in ("placeholder", "output"))
     results = last.args[0]
     if len(results) != 1 or not isinstance(results[0], fx.Node):
-        raise Unfit("it does not give one tensor")
+        raise UnfitError("it does not give one tensor")
     taken, given = first.meta["val"], results[0].meta["val"]
     if any(isinstance(taken.shape[i], int) for i in symbolic):
-        raise Unfit("it works for one size only where the value's size varies")
+        raise UnfitError("it works for one size only where the value's size varies")
     if not same_value(taken, given):
-        raise Unfit("it does not give a tensor of the shape and dtype that it takes")
-    if results[0] is first or any(l.input == first.name for l in model.ecology.slots().values()):
-        raise Unfit("it passes its input on, or marks it as a slot")
+        raise UnfitError("it does not give a tensor of the shape and dtype that it takes")
+    marked = {life.input for life in model.ecology.slots().values()}
+    if results[0] is first or first.name in marked:
+        raise UnfitError("it passes its input on, or marks it as a slot")
     return model

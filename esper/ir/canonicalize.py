@@ -1,9 +1,9 @@
 """Bring an exported graph into the forms that rules and passes rely on.
 
-Guards, metadata assertions and slot markers go, regions that are graphs of their own are inlined, in-place
-element-wise ops become functional where nothing else sees the mutation, ops of several names
-get one, `split` and `chunk` state their sizes, slices and selections count from the front,
-squeezes name what goes, and attention states its scale.
+Guards, metadata assertions and slot markers go, regions that are graphs of their own are
+inlined, in-place element-wise ops become functional where nothing else sees the mutation, ops of
+several names get one, `split` and `chunk` state their sizes, slices and selections count from the
+front, squeezes name what goes, and attention states its scale.
 """
 
 from __future__ import annotations

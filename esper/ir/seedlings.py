@@ -75,17 +75,27 @@ class Seedlings:
         return [*self.around(root), *_prefixes(str(node.meta["module"]))[depth:]]
 
     def around(self, root: str) -> list[str]:
-        """Modules of the host in which a seed stands: they compute its input and read its value."""
+        """Modules of the host in which a seed stands.
+
+        They compute the value at the slot, and read it too, or compute another value that the
+        seed reads, as one does that takes a phage's place.
+        """
         if root not in self._around:
             self._around[root] = []  # seeds in a ring cannot be, but nothing may loop
-            entry = self._entries.get(root)
-            readers = self._readers(root, set())
+            host = self._entries.get(root)
+            inside = self._readers(root, set()) | self._sources(root, host)
             self._around[root] = [
                 path
-                for path in ([] if entry is None else self._host_modules(entry))
-                if any(reader == path or reader.startswith(f"{path}.") for reader in readers)
+                for path in ([] if host is None else self._host_modules(host))
+                if any(other == path or other.startswith(f"{path}.") for other in inside)
             ]
         return self._around[root]
+
+    def _sources(self, root: str, host: fx.Node | None) -> set[str]:
+        """Module paths of the values that the seed reads besides that of its slot."""
+        own = self._own.get(root, [])
+        read = {source for node in own for source in node.all_input_nodes} - {*own, host}
+        return {path for node in read if node.op != "get_attr" for path in self._host_modules(node)}
 
     def _host_modules(self, node: fx.Node) -> list[str]:
         root = self.owner(node)

@@ -6,6 +6,13 @@ import math
 import statistics
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from esper.ecology import ledger
+
+if TYPE_CHECKING:
+    from esper.ir.ecology import Ecology
+    from esper.propose import Proposal
 
 
 @dataclass
@@ -48,3 +55,16 @@ class Governor:
         while len(self.losses) > self.window:
             self.losses.popleft()
         return ""
+
+
+def charge(ecology: Ecology, proposal: Proposal) -> list[str]:
+    """Antibodies against doing the same again: the change may be what broke training.
+
+    Returns the pages of the immune ledger that got one.
+    """
+    pages = list(ledger.blamed(proposal)) if ledger.acts(proposal) else []
+    for name in pages:
+        page = ecology.immunity(name)
+        charged = ledger.charged(page, ecology.tick, proposal.type, ecology.terms)
+        ecology.set(name, charged)
+    return pages

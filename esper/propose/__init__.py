@@ -16,6 +16,15 @@ from pydantic import Field, SerializeAsAny, TypeAdapter, WrapValidator
 from esper.errors import UsageError
 from esper.ir.ecology import Blend
 from esper.propose.base import ProposalBase, Tolerance
+from esper.propose.decay import (
+    ForgetScar,
+    GrantLease,
+    Lyse,
+    NoteProbe,
+    Sedate,
+    TendLedger,
+    Wake,
+)
 from esper.propose.growth import (
     AddBranch,
     Deepen,
@@ -52,10 +61,14 @@ __all__ = [
     "EliminateDead",
     "FoldConstants",
     "FoldMask",
+    "ForgetScar",
     "FuseConvBN",
     "GateCells",
+    "GrantLease",
     "KeepVocabulary",
+    "Lyse",
     "MergeUnits",
+    "NoteProbe",
     "PlantSeed",
     "Proposal",
     "ProposalBase",
@@ -64,10 +77,13 @@ __all__ = [
     "Refit",
     "RegrowMask",
     "ResizeKernel",
+    "Sedate",
     "SelectBackend",
     "SetMask",
     "StageKernel",
+    "TendLedger",
     "Tolerance",
+    "Wake",
     "WidenUnits",
     "parse",
     "register",
@@ -96,6 +112,13 @@ _Union = (
     | ResizeKernel
     | StageKernel
     | AddBranch
+    | Sedate
+    | Wake
+    | Lyse
+    | ForgetScar
+    | NoteProbe
+    | TendLedger
+    | GrantLease
     | PlantSeed
     | AdvanceSeed
     | CullSeed

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from esper.ecology.blueprints import LAYOUTS, Unfit, Value, table
+from esper.ecology.blueprints import LAYOUTS, UnfitError, Value, table
 from esper.ecology.sprout import Soil, Sprout, identifier, sprout
 from esper.ir.ecology import SlotLife
 from esper.ir.seedlings import ROOT
@@ -60,7 +60,7 @@ class PlantSeedRewrite(Rewrite):
             grown = _grown(model, proposal, source, Soil(
                 root, entry.name, before, model.training, source.meta["val"].device, name
             ))  # fmt: skip
-        except Unfit as error:
+        except UnfitError as error:
             return Refusal(
                 "unfit-blueprint",
                 f"{proposal.blueprint} does not fit {proposal.slot}: {error}",
@@ -155,9 +155,9 @@ def _phage(model: Model, proposal: PlantSeed) -> Phage | Refusal:
 def _grown(model: Model, proposal: PlantSeed, source: fx.Node, soil: Soil) -> Sprout:
     value = source.meta["val"]
     if not value.is_floating_point():
-        raise Unfit(f"its values are {str(value.dtype).removeprefix('torch.')}")
+        raise UnfitError(f"its values are {str(value.dtype).removeprefix('torch.')}")
     if value.ndim not in LAYOUTS:
-        raise Unfit(f"its values have {value.ndim} dimensions")
+        raise UnfitError(f"its values have {value.ndim} dimensions")
     described = Value(tuple(sizes(value)), value.dtype, LAYOUTS[value.ndim])
     return sprout(table()[proposal.blueprint], described, proposal.options, proposal.seed, soil)
 

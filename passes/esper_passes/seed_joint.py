@@ -1,11 +1,11 @@
 """Where a seed meets its host: the few nodes that join a contribution c to the host's value h.
 
-    incubating   h - nan_to_num(detach(c) - c)    the value is h, bit for bit, whatever c is, and c
-                                                  receives the gradient of `h + c` (straight-through,
-                                                  Bengio et al. 2013, arXiv:1308.3432)
-    blending     h + c * alpha                    or lerp(h, c, alpha) where the seed replaces h
+    incubating   h - nan_to_num(detach(c) - c)   h bit for bit, and c has the gradient of h + c
+    blending     h + c * alpha                   or lerp(h, c, alpha) where the seed replaces h
     holding      the same, with alpha = 1
-    committed    h + c                            or c alone
+    committed    h + c                           or c alone
+
+The first is a straight-through estimator (Bengio et al. 2013, arXiv:1308.3432).
 
 The difference above is +0.0 where c is finite, and h - (+0.0) is h even for h = -0.0; where c is
 not, `nan_to_num` makes it zero and stops the gradient, so a seed that breaks harms nobody.

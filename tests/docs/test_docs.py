@@ -16,7 +16,9 @@ from esper.ir.rules import REGISTRY
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # The pages that run, and how many outputs each shows at least.
 PAGES = {
+    "agents.md": 4,
     "axes.md": 2,
+    "flight-recorder.md": 6,
     "how-a-rewrite-travels.md": 4,
     "signals-and-masks.md": 5,
     "write-your-own-pass.md": 4,
