@@ -29,6 +29,7 @@ from benchmarks.result_file import write
 from esper.live.signals import EVERY
 
 WARM_UP = 5
+SECONDS = 4  # of measuring at least, for small models
 
 
 class Block(nn.Module):
@@ -145,8 +146,8 @@ def measure(name: str, pairs: int) -> dict[str, float | str]:
     module, inputs, labels = MODELS[name]()
     model = esper.trace(module, (inputs,)).train()
     steps = [stepper(copy.deepcopy(model), inputs, labels, every) for every in (0, 1)]
-    for step in steps * WARM_UP:
-        step()
+    warm = [step() for step in steps * WARM_UP]
+    pairs = max(pairs, round(SECONDS / float(np.median(warm)) / 2))
     order = random.Random(0)
     times = np.zeros((pairs, 2))
     for pair in times:
@@ -182,7 +183,7 @@ def main() -> None:
         command=f"python benchmarks/live/signals_cost.py --pairs {options.pairs}",
         notes=[
             f"by default every {EVERY}th step is sampled",
-            f"{options.pairs} pairs of steps, processor time of one thread",
+            f"at least {options.pairs} pairs of steps, processor time of one thread",
         ],
     )
 
