@@ -204,7 +204,7 @@ def _made(
 ) -> dict[str, RuleAgent]:
     """The agents by name; Emrakul probes on the part of the data that is there for it."""
     made: dict[str, RuleAgent] = {}
-    for name, own in options.items():
+    for name, own in sorted(options.items()):  # a log does not keep the order of keys
         if name == "emrakul":
             held = HeldOut(_batches(data, size), _probe_loss, StoppingRule(margin=margin))
             made[name] = Emrakul(held_out=held, **own)
