@@ -228,7 +228,8 @@ def _widened(
     if mode == "weight-int8":
         return insert.call(aten.mul.Tensor, (values, scale), f"{name}_weight")
     low = insert.call(aten.bitwise_and.Scalar, (values, 15), f"{name}_low")
-    high = insert.call(aten.__rshift__.Scalar, (values, 4), f"{name}_high")
+    # Not a shift: ONNX converters make signed bytes of it.
+    high = insert.call(aten.floor_divide.Scalar, (values, 16), f"{name}_high")
     both = insert.call(aten.stack.default, ([low, high], -1), f"{name}_halves")
     outputs, inputs = weight.shape
     shape = [outputs, inputs // GROUP, GROUP]

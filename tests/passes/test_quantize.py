@@ -242,7 +242,7 @@ def test_rounding_would_stop_gradients() -> None:
 
 def test_files(tmp_path: Any) -> None:
     module = nn.Sequential(
-        nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)
+        nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 128), nn.ReLU(), nn.Linear(128, 160)
     )
     x = torch.randn(4, 32)
     small = esper.trace(module.eval(), (x,))
