@@ -38,6 +38,7 @@ _PRODUCTS = (aten.mul.Tensor,)
 _TERMS = (aten.add.Tensor, aten.sub.Tensor, aten.cat.default, aten.stack.default)
 _LINEAR = MOVES | {
     operator.getitem,
+    aten.index.Tensor,
     aten.neg.default,
     aten.dropout.default,
     aten.div.Tensor,

@@ -353,10 +353,8 @@ def test_groups_of_channels(init: Any) -> None:
     [
         ("axis:head/neurons", {}, "frozen-axis"),
         ("axis:none/neurons", {}, "unknown-target"),
-        ("axis:block.0/neurons", {"count": 13, "init": "net2net"}, "too-many-copies"),
         ("axis:block.0/neurons", {"count": 2, "sources": (1,)}, "too-few-sources"),
         ("axis:block.0/neurons", {"count": 1, "sources": (12,)}, "unknown-unit"),
-        ("axis:block.0/neurons", {"count": 2, "sources": (1, 1)}, "repeated-unit"),
         ("axis:block.0/neurons", {"init": "gradmax"}, "missing-payload"),
     ],
 )
@@ -380,6 +378,28 @@ def test_more_refusals() -> None:
     assert 0 < float(moved.detach().abs().max()) < 0.5
     cut, _ = network().apply(PruneUnits(axis="axis:block.0/neurons", units=tuple(range(11))))
     assert _wide(cut, axis="axis:block.0/neurons", count=1)[1].code == "single-unit"
+
+
+@pytest.mark.own_verification
+def test_several_copies_of_one_unit_share_with_each_other() -> None:
+    model, args, kwargs = _traced("fused")
+    axis = model.anatomy.axes["axis:block.up/neurons"]
+    outputs, before = oracle.run(model, args, kwargs), _state(model)
+    manager = esper.PassManager(model)
+    with manager.transaction() as transaction:
+        for fields in ({"count": 25}, {"count": 4, "sources": (2, 2, 0, 2)}):
+            grow = WidenUnits(axis=axis.id, init="net2net", seed=SEED, **fields)  # type: ignore[arg-type]
+            record = manager.apply(grow)
+            assert record.kind == "passed", record.line()
+            _equal(oracle.run(model, args, kwargs), outputs, axis.id)
+            shares = model.get_parameter("block.down.weight").detach()
+            assert len(torch.unique(shares, dim=1).T) == axis.size + grow.count  # all differ
+            copies = model.anatomy.axes[axis.id].unit_ids[axis.size :]
+            parents = tuple(record.figures["parents"])
+            merge = MergeUnits(axis=axis.id, units=copies, into=parents)
+            assert manager.apply(merge).kind == "passed"
+            _same(model, before)
+        transaction.roll_back()
 
 
 def test_merges_are_refused_where_they_mean_nothing() -> None:
