@@ -34,7 +34,7 @@ from esper.recorder.generators import Generators
 from esper.recorder.happenings import Tick
 from esper.recorder.writer import Recorder
 
-PAIRS, STEPS = 200, 5
+PAIRS, STEPS = 120, 5
 EVENTS = 4000
 
 
