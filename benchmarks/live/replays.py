@@ -103,7 +103,10 @@ def main() -> None:
         "Recorded runs that died once at a random boundary, went on, and were compared bit for bit",
         [{"comparison": name, "equal": equal[name], "of": of[name]} for name in of],
         command="python benchmarks/live/replays.py",
-        notes=[f"{RUNS} seeds; {workload.ABOUT}.", f"{changes} changes of structure in all."],
+        notes=[
+            f"{RUNS} seeds; a run is 40 {workload.ABOUT}.",
+            f"{changes} changes of structure in all.",
+        ],
     )
     print(dict(equal), dict(of))
 

@@ -24,7 +24,7 @@ from esper.recorder.generators import Generators
 from esper.session import Session
 
 ABOUT = (
-    "a run is 40 steps with AdamW, OneCycleLR, an average of the weights, dropout, batch norm, a "
+    "steps with AdamW, OneCycleLR, an average of the weights, dropout, batch norm, a "
     "governor, a sampled decision every fourth step and a keyframe every fifth"
 )
 AXIS = "axis:block.0/neurons"
