@@ -11,7 +11,7 @@ import torch
 from esper.ecology.betting import Rule
 from esper.ecology.criteria import GATES, gate
 from esper.ecology.events import shot
-from esper.ecology.ledger import acts
+from esper.ecology.ledger import acts, only_writes
 from esper.errors import BoundaryError
 from esper.live.clinic import Clinic, Part, parts
 from esper.live.diary import digests
@@ -88,7 +88,7 @@ class Boundary:
         self._leave(failed=kind is not None)
         if kind is None:
             session.model.ecology.tick += 1
-        if any(record.kind == "passed" for record in self.records):
+        if any(record.kind == "passed" and _edits(record) for record in self.records):
             session.model.renew_code()
             session.signals.renew()
         if self.records:
@@ -111,6 +111,7 @@ class Boundary:
         finally:
             session._open = None
             self._closed = True
+            session.model.payloads.clear()  # solved for a proposal of this boundary
 
     # -- proposals -------------------------------------------------------------------------------
 
@@ -156,7 +157,7 @@ class Boundary:
             session.events.push(
                 shot(session.tick, proposal.type, target, record.kind, record.figures)
             )
-            if record.kind == "passed":
+            if record.kind == "passed" and not only_writes(proposal):
                 self._clinic.discharge()
         return made
 
@@ -226,7 +227,7 @@ class Boundary:
         """Before the first change: the state to which the governor would return."""
         self._kept = True
         if self.session.governor is not None:
-            self.session.keep()
+            self.session.keep("change")
 
     def _asleep(self) -> list[str]:
         pages = self.session.model.ecology.pages()
@@ -297,7 +298,8 @@ class Boundary:
         if self.records or diary.recording.digest_due(session.tick):
             state = digests(session.model, [f.optimizer for f in session.optimizers])
             diary.boundary(session.tick, state, self._loss(), session.generators.cursors)
-        diary.keyframe(session.tick, session, session.generators.cursors)
+        if diary.recording.keyframe_due(session.tick):
+            diary.keyframe(session.tick, session, session.generators.cursors)
 
     # -- opening ---------------------------------------------------------------------------------
 
@@ -336,6 +338,10 @@ class Boundary:
         every = session.keyframe_every
         if session._keyframe is None or (every and session.tick % every == 0):
             session.keep()
+
+
+def _edits(record: Record) -> bool:
+    return record.proposal is None or not only_writes(record.proposal)
 
 
 def _trains(tensor: torch.Tensor, op: object) -> bool:

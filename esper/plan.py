@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from esper.ir.ecology import Immunity, SlotLife
+from esper.ir.ecology import Immunity, SlotLife, Sparsity
 from esper.propose import Proposal, Tolerance
 from esper.state import Grow, Patch, Select, StateTransform
 
@@ -129,7 +129,7 @@ class SetLife:
     """The life of a part from now on (`esper.ir.ecology`); None forgets it."""
 
     id: str
-    life: SlotLife | Immunity | None
+    life: SlotLife | Immunity | Sparsity | None
 
     def text(self) -> str:
         """Deterministic text."""

@@ -28,7 +28,7 @@ from esper.live.averages import AverageFollower
 from esper.live.blocks import BlockCompiler
 from esper.live.compiled import Compilation, CompileMeter
 from esper.live.diary import Diary
-from esper.live.governor import Governor, charge
+from esper.live.governor import Governor, charge, charges
 from esper.live.lifecycle import Lifecycle
 from esper.live.losses import Losses
 from esper.live.optimizers import GroupOf, OptimizerFollower
@@ -153,6 +153,7 @@ class Session:
         self._open: Boundary | None = None
         self._keyframe: dict[str, Any] | None = None
         self._keyframe_event: int | None = None
+        self._keyframe_at = "opening"
         self._rollbacks = 0
         # Committed since the keyframe, with the numbers of their events.
         self.since: list[tuple[Proposal, int | None]] = []
@@ -378,15 +379,21 @@ class Session:
 
     # -- keyframes -------------------------------------------------------------------------------
 
-    def keep(self) -> None:
-        """Take a keyframe: a copy of the whole training state, to which the governor returns."""
-        self._take()
+    def keep(self, at: str = "opening") -> None:
+        """Take a keyframe: a copy of the whole training state, to which the governor returns.
+
+        Args:
+            at: `opening` of a boundary, or `change`: before the first change at one, where the
+                ledger may have been written into before.
+        """
+        self._take(at)
+        self._keyframe_event = self.diary.here
         self._rollbacks = 0
         self.since.clear()
 
-    def _take(self) -> None:
+    def _take(self, at: str) -> None:
         self._keyframe = checkpoint.copied(self.state_dict())
-        self._keyframe_event = self.diary.here
+        self._keyframe_at = at
 
     def roll_back(self, reason: str) -> int:
         """Return to the keyframe and give its tick. Raises BoundaryError where there is none.
@@ -402,27 +409,22 @@ class Session:
                 f"training broke {self._rollbacks + 1} times from the keyframe of tick "
                 f"{self.tick}: the data or the learning rate must change"
             )
-        since, event = list(self.since), self._keyframe_event
         self._restore(self._keyframe)
         self._rollbacks += 1
-        charged = self._charge(since)
-        self.diary.rolled_back(reason, event, self.tick, charged)
-        self._take()
-        self._keyframe_event = event
-        return self.tick
-
-    def _charge(self, since: Sequence[tuple[Proposal, int | None]]) -> list[tuple[str, int | None]]:
-        """Pages of the ledger that got an antibody, each with the event of the proposal."""
-        self.events.push(DropShot(self.tick, "rollback", "", -1, 0.0))
-        charged: dict[str, int | None] = {}
-        for proposal, event in since:
-            for page in charge(self.model.ecology, proposal):
-                charged[page] = event
-                self.events.push(DropShot(self.tick, proposal.type, page, -1, 0.0))
+        charged = [(each, event) for p, event in self.since for each in charges(p)]
+        self.since.clear()
+        charge(self.model.ecology, [each for each, _ in charged])
         for average in map(_average, self.averages):
             average.ecology = self.model.ecology.copy()
-        self.since.clear()
-        return list(charged.items())
+        self.events.push(DropShot(self.tick, "rollback", "", -1, 0.0))
+        for (page, against), _ in charged:
+            self.events.push(DropShot(self.tick, against, page, -1, 0.0))
+        figures = {"to_tick": self.tick, "kept": self._keyframe_at}
+        self.diary.rolled_back(reason, self._keyframe_event, charged, figures)
+        if self.recorder is not None:
+            self.recorder.tick = self.tick
+        self._take("opening")
+        return self.tick
 
 
 def _average(module: torch.nn.Module) -> Model:

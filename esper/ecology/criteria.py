@@ -85,9 +85,11 @@ GERMINATE = StageGate(
         Criterion(
             "gradient-finite", ">=", 1, "whether every gradient norm so far was finite", fatal=True
         ),
-        Criterion("gradient-trend", "<=", 1.1, "recent gradient norm over that before"),
+        Criterion("gradient-trend", "<=", 1.5, "recent gradient norm over that before"),
     ),
-    patience=200,
+    # Behind the host a seed never sees what its contribution would do: it goes on the way on which
+    # the loss fell at first, and after too long comes in with far too much of it.
+    patience=60,
 )
 BLENDED = StageGate(
     "blended",

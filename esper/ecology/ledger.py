@@ -24,6 +24,7 @@ _NO_CHANGE = frozenset(
 _HARMLESS = frozenset(
     "sedate wake note-probe tend-ledger grant-lease forget-scar cull-seed".split()
 )
+_WRITES_ONLY = frozenset("note-probe tend-ledger grant-lease".split())
 _GONE = frozenset({"drop-region"})  # the target is no more
 
 
@@ -33,7 +34,7 @@ def unit_pages(target: str, units: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def pages(target: str, units: tuple[int, ...] = ()) -> tuple[str, ...]:
-    """IDs of the pages that a change of the target is about: those of its units, if it names some."""
+    """IDs of the pages that a change is about: those of its units, if it names some."""
     return unit_pages(target, units) or (page_of(target),)
 
 
@@ -51,6 +52,11 @@ def is_change(proposal: Proposal) -> bool:
 def acts(proposal: Proposal) -> bool:
     """Whether a proposal could break training, and is blamed when training breaks after it."""
     return proposal.type not in _HARMLESS
+
+
+def only_writes(proposal: Proposal) -> bool:
+    """Whether a proposal writes into the ledger and leaves graph and tensors alone."""
+    return proposal.type in _WRITES_ONLY
 
 
 # -- harm ----------------------------------------------------------------------------------------
@@ -135,7 +141,8 @@ def use(page: Immunity, tick: int, terms: Terms) -> float:
     if not decided:
         return 0.0
     last = decided[-1]
-    return max(last.change, 0.0) * 0.5 ** (max(tick - last.tick, 0) / terms.half_life)
+    age = max(tick - last.tick, 0)
+    return float(max(last.change, 0.0) * 0.5 ** (age / terms.half_life))
 
 
 def settled(page: Immunity, tick: int, rent: float, use: float) -> Immunity:

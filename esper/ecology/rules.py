@@ -232,17 +232,14 @@ def _wait(model: Model, until: int) -> str:
 def _touched(model: Model, proposal: Proposal) -> Iterator[tuple[str, Immunity]]:
     """Written pages of what a proposal touches; with a region go the regions inside it."""
     yield from ledger.concerned(model.ecology, proposal)
-    pages = [name for name in model.ecology.pages() if name.startswith("phage:")]
-    for target in proposal.targets:
-        if not pages or not target.startswith("phage:"):
-            continue
-        phages = model.anatomy.phages
-        outer = phages.get(target)
-        for name in pages:
-            inner = phages.get(name)
-            if name != target and outer is not None and inner is not None:
-                if set(inner.nodes) <= set(outer.nodes):
-                    yield name, model.ecology.immunity(name)
+    regions = {n: p for n, p in model.ecology.pages().items() if n.startswith("phage:")}
+    for target in proposal.targets if regions else ():
+        outer = model.anatomy.phages.get(target)
+        held = set() if outer is None else set(outer.nodes)
+        for name, page in regions.items():
+            inner = model.anatomy.phages.get(name)
+            if name != target and inner is not None and held.issuperset(inner.nodes):
+                yield name, page
 
 
 def _hosts(target: str, pages: dict[str, Immunity]) -> Iterator[str]:

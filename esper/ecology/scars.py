@@ -27,9 +27,9 @@ class ScarView:
 
 
 def scar_view(ecology: Ecology, slot: str) -> ScarView | None:
-    """The scar at a slot, or None where there is none."""
+    """The scar at a slot, or None where there is none, or a seed that committed has closed it."""
     life = ecology.slot(slot)
-    if life.slot_kind != "SCAR" or life.scar is None:
+    if life.slot_kind != "SCAR" or life.scar is None or life.stage == "committed":
         return None
     return ScarView(
         life.slot_kind,

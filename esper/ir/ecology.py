@@ -42,8 +42,8 @@ class Blend(_Frozen):
     curve: Curve = "linear"
     ticks: int = Field(default=20, ge=1)
     steepness: float = Field(default=6.0, gt=0)
-    start: float = 0.0
-    end: float = 1.0
+    start: float = Field(default=0.0, ge=0, le=1)
+    end: float = Field(default=1.0, ge=0, le=1)
 
 
 class Scar(_Frozen):
@@ -208,12 +208,37 @@ class Terms(_Frozen):
     debt_limit: float = Field(default=1.0, gt=0)
 
 
+class Sparsity(_Frozen):
+    """The mask of a weight, `mask:<tensor>`; the mask itself is a buffer of the model.
+
+    Attributes:
+        tensor: name of the weight.
+        mask: name of the buffer: true where the weight counts.
+        pattern: as in `esper.ir.patterns`.
+        density: share of blocks that are on; of no meaning for N:M.
+        dim: the weight's dim along which groups run.
+        owner: ID of the innermost phage that reads the weight; empty where none does.
+        since: tick at which it was set.
+        regrown: how many times it was regrown.
+    """
+
+    kind: Literal["sparsity"] = "sparsity"
+    tensor: str
+    mask: str
+    pattern: str
+    density: float = 0.5
+    dim: int = 1
+    owner: str = ""
+    since: int = 0
+    regrown: int = 0
+
+
 #: Stages in which a seed stands in its slot.
 PLANTED: tuple[Stage, ...] = ("incubating", "blending", "holding", "committed")
 
 
-Life = Annotated[SlotLife | Immunity, Field(discriminator="kind")]
-_ADAPTER: TypeAdapter[SlotLife | Immunity] = TypeAdapter(Life)
+Life = Annotated[SlotLife | Immunity | Sparsity, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[SlotLife | Immunity | Sparsity] = TypeAdapter(Life)
 
 
 def page_of(name: str) -> str:
@@ -228,11 +253,11 @@ class Ecology:
 
     def __init__(
         self,
-        lives: Mapping[str, SlotLife | Immunity] | None = None,
+        lives: Mapping[str, SlotLife | Immunity | Sparsity] | None = None,
         tick: int = 0,
         terms: Terms | None = None,
     ) -> None:
-        self.lives: dict[str, SlotLife | Immunity] = dict(lives or {})
+        self.lives: dict[str, SlotLife | Immunity | Sparsity] = dict(lives or {})
         self.tick = tick
         self.terms = terms or Terms()
 
@@ -254,7 +279,12 @@ class Ecology:
         """Slots of which something is known."""
         return {name: life for name, life in self.lives.items() if isinstance(life, SlotLife)}
 
-    def set(self, name: str, life: SlotLife | Immunity | None) -> None:
+    def sparsity(self) -> dict[str, Sparsity]:
+        """Masks by the name of their weight; some may be gone with the weight."""
+        lives = self.lives.values()
+        return {life.tensor: life for life in lives if isinstance(life, Sparsity)}
+
+    def set(self, name: str, life: SlotLife | Immunity | Sparsity | None) -> None:
         """Change one life; None forgets it."""
         if life is None:
             self.lives.pop(name, None)

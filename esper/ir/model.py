@@ -243,6 +243,11 @@ class Model(fx.GraphModule):
         self._data.weave = weave
         self.renew_code()
 
+    @property
+    def compiled(self) -> bool:
+        """Whether calls run compiled code, whole or in blocks."""
+        return self._compiled_call_impl is not None or self._data.weave is not None
+
     def mark_stale(self) -> None:
         """Regenerate code at the next call: edits in a batch then cost one code generation."""
         type(self).forward = _refresh_and_forward

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from esper.ir.model import Model
     from esper.live.compiled import Compilation
+    from esper.live.governor import Charge
     from esper.live.policy import StatePolicy
     from esper.propose import Proposal
     from esper.recorder.taker import EventTaker, Stateful
@@ -165,8 +166,8 @@ class Diary:
             self.recorder.sync()
 
     def keyframe(self, tick: int, session: Stateful, cursors: Mapping[str, int]) -> None:
-        """The state that the step of this tick starts from, where the schedule has one."""
-        if self.recorder is not None and self.recording.keyframe_due(tick):
+        """The whole state that the step of this tick starts from."""
+        if self.recorder is not None:
             self.recorder.tick = tick
             keyframes.write(self.recorder, self.recording, tick, session.state_dict(), cursors)
 
@@ -184,24 +185,29 @@ class Diary:
         return self.recorder.event("probe", payload, cause=cause, agent=agent, target=target)
 
     def rolled_back(
-        self, reason: str, to: int | None, tick: int, charged: Sequence[tuple[str, int | None]]
+        self,
+        reason: str,
+        to: int | None,
+        charged: Sequence[tuple[Charge, int | None]],
+        figures: Mapping[str, Any],
     ) -> None:
         """The governor acted.
 
         Args:
             reason: why.
             to: number of the tick's event whose state was restored.
-            tick: that tick.
-            charged: pages that got an antibody, each with the number of the proposal's event.
+            charged: antibodies, each with the number of the proposal's event.
+            figures: that a replay needs.
         """
         if self.recorder is not None:
             events = [event for _, event in charged if event is not None]
-            figures = {
-                "to_tick": tick,
-                "charged": [page for page, _ in charged],
+            told = {
+                **figures,
+                "charged": [page for (page, _), _ in charged],
+                "against": [against for (_, against), _ in charged],
                 "charged_events": events,
             }
-            payload = Rollback(reason, to, events[-1] if events else None, figures)
+            payload = Rollback(reason, to, events[-1] if events else None, told)
             self.recorder.event("rollback", payload)
             self.recorder.sync()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from esper.ecology import ledger
 if TYPE_CHECKING:
     from esper.ir.ecology import Ecology
     from esper.propose import Proposal
+
+Charge = tuple[str, str]  # page of the immune ledger, and the proposal type that is blamed
 
 
 @dataclass
@@ -57,14 +60,15 @@ class Governor:
         return ""
 
 
-def charge(ecology: Ecology, proposal: Proposal) -> list[str]:
-    """Antibodies against doing the same again: the change may be what broke training.
+def charges(proposal: Proposal) -> list[Charge]:
+    """What a proposal is charged with when training broke after it: it may be what broke it."""
+    if not ledger.acts(proposal):
+        return []
+    return [(page, proposal.type) for page in ledger.blamed(proposal)]
 
-    Returns the pages of the immune ledger that got one.
-    """
-    pages = list(ledger.blamed(proposal)) if ledger.acts(proposal) else []
-    for name in pages:
+
+def charge(ecology: Ecology, charged: Iterable[Charge]) -> None:
+    """Antibodies against doing the same again."""
+    for name, against in charged:
         page = ecology.immunity(name)
-        charged = ledger.charged(page, ecology.tick, proposal.type, ecology.terms)
-        ecology.set(name, charged)
-    return pages
+        ecology.set(name, ledger.charged(page, ecology.tick, against, ecology.terms))

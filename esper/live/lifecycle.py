@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from esper.ir.model import Model
     from esper.session import Session
 
+_RECENT = 5  # gradient norms that are compared with as many before
 _YOUNG = ("incubating", "blending", "holding")
 
 
@@ -127,7 +128,7 @@ class Lifecycle:
         for model in _models(session):
             alpha = model.tensor(life.alpha)
             if alpha is not None:
-                self._journal.add(partial(alpha.copy_, alpha.clone()))
+                self._journal.add(partial(_set, alpha, alpha.clone()))
                 alpha.fill_(value)
         session.diary.metric(f"alpha/{name}", value)
 
@@ -148,7 +149,7 @@ class Lifecycle:
             found |= {"gradient-finite": 1, "gradient-trend": 0}  # nothing to learn
         elif norms:
             found["gradient-finite"] = float(all(map(math.isfinite, norms)))
-            rising = trend(norms, self.window)
+            rising = trend(norms, _RECENT)
             if rising is not None and math.isfinite(rising):
                 found["gradient-trend"] = rising
         before, after = self._before.get(name, []), self._after.get(name, [])
@@ -226,6 +227,10 @@ class Lifecycle:
         self._before = {name: list(losses) for name, losses in state["before"].items()}
         self._after = {name: list(losses) for name, losses in state["after"].items()}
         self._waits = dict(state["waits"])
+
+
+def _set(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    tensor.copy_(value)
 
 
 def _models(session: Session) -> list[Model]:

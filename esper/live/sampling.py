@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from esper.live.signal import Signal
 if TYPE_CHECKING:
     from esper.ir.model import Model
     from esper.live.parts import Parts
-    from esper.live.taps import Collector, Heard
+    from esper.live.taps import Collector
     from esper.live.unit_places import UnitReader
 
 FIGURES = ("dmask", "square", "gradient", "mean", "second", "alignment", "dalpha", "sign")
@@ -35,18 +36,13 @@ def axes(
         last: dL/dm at the sample before.
         again: which units had a sample before.
     """
-    sizes = torch.tensor([len(units) for units in reader.segments.values()], dtype=torch.int64)
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(dmask.device)
-
-    def total(values: torch.Tensor) -> torch.Tensor:
-        return values.new_zeros(len(sizes)).index_add_(0, owner, values)
-
     both = torch.where(again, dmask, 0.0)
-    figures = _unseen(len(sizes), dmask.device)
-    figures[_DMASK] = total(dmask)
-    figures[_SQUARE] = total(dmask.square())
-    figures[_GRADIENT] = total(square)
-    figures[_ALIGNMENT] = total(both * last) / (total(both.square()) * total(last.square())).sqrt()
+    columns = [dmask, dmask.square(), square, both * last, both.square(), last.square()]
+    totals = dmask.new_zeros(len(columns), len(reader.segments))
+    totals.index_add_(1, reader.owner, torch.stack(columns))
+    figures = _unseen(len(reader.segments), dmask.device)
+    figures[[_DMASK, _SQUARE, _GRADIENT]] = totals[:3]
+    figures[_ALIGNMENT] = totals[3] / (totals[4] * totals[5]).sqrt()
     figures[_SIGN] = figures[_DMASK].sign()
     return figures
 
@@ -59,32 +55,40 @@ def tapped_parts(
     vectors: dict[str, torch.Tensor],
     device: torch.device,
 ) -> torch.Tensor:
-    """Phages and slots from what the taps heard; `vectors` holds the last gradients, and gets new.
+    """Phages and slots from what the taps heard; `vectors` holds the last gradients by node.
 
     `unscale` undoes the scale of the loss.
     """
-    columns: list[torch.Tensor] = []
-    for name in names:
-        figures = _unseen(1, device)[:, 0]
-        columns.append(figures)
-        heard = _heard(collector, found.value.get(name))
-        if heard is not None and heard.products is not None and heard.moments is not None:
-            products, moments = heard.products.to(figures), heard.moments.to(figures)
-            figures[_DMASK] = products[0] * unscale
-            figures[_SQUARE] = figures[_DMASK].square()
-            figures[_GRADIENT] = products[1] * unscale**2
-            figures[[_MEAN, _SECOND]] = moments[1:] / moments[0]
-            if heard.vector is not None:
-                before, vectors[name] = vectors.get(name), heard.vector
-                if before is not None and before.shape == heard.vector.shape:
-                    norms = before.norm() * heard.vector.norm()
-                    figures[_ALIGNMENT] = torch.dot(before, heard.vector) / norms
-        alpha = _heard(collector, found.alpha.get(name))
-        if alpha is not None and alpha.products is not None:
-            figures[_DALPHA] = alpha.products[0].to(figures) * unscale
-        towards = figures[_DMASK if name not in found.alpha else _DALPHA]
-        figures[_SIGN] = towards.sign()
-    return torch.stack(columns, 1) if columns else _unseen(0, device)
+    unseen = torch.full((5,), torch.nan, dtype=torch.float64, device=device)
+    sums: list[torch.Tensor] = []
+    cosines = torch.full((len(collector.taps) + 1,), torch.nan, dtype=torch.float64)
+    for index, (tap, heard) in enumerate(zip(collector.taps, collector.heard, strict=True)):
+        if heard.products is None:
+            sums.append(unseen)
+        elif heard.moments is None:
+            sums.append(torch.cat([heard.products.to(unseen), unseen[2:]]))
+        else:
+            sums.append(torch.cat([heard.products.to(unseen), heard.moments.to(unseen)]))
+        if heard.vector is not None:
+            before, vectors[tap.node] = vectors.get(tap.node), heard.vector
+            if before is not None and before.shape == heard.vector.shape:
+                cosines[index] = torch.cosine_similarity(before, heard.vector, 0, eps=0.0)
+    table = torch.stack([*sums, unseen], 1)  # (sums, taps), the last tap is none
+    last = len(collector.taps)
+    value = torch.tensor([found.value.get(name, last) for name in names], device=device)
+    alpha = torch.tensor([found.alpha.get(name, last) for name in names], device=device)
+    figures = _unseen(len(names), device)
+    if names:
+        product, square, count, total, squares = table[:, value]
+        figures[_DMASK] = product * unscale
+        figures[_SQUARE] = figures[_DMASK].square()
+        figures[_GRADIENT] = square * unscale**2
+        figures[_MEAN], figures[_SECOND] = total / count, squares / count
+        figures[_ALIGNMENT] = cosines.to(device)[value]
+        figures[_DALPHA] = table[0, alpha] * unscale
+        has_alpha = alpha < last
+        figures[_SIGN] = torch.where(has_alpha, figures[_DALPHA], figures[_DMASK]).sign()
+    return figures
 
 
 def weighed_parts(
@@ -98,11 +102,12 @@ def weighed_parts(
     figures = _unseen(len(names), device)
     for index, name in enumerate(names):
         weights = [model.get_parameter(n) for n in found.weights.get(name, ())]
-        if weights and all(weight.grad is not None for weight in weights):
-            products = [
-                (w.detach() * w.grad).sum(dtype=torch.float64).to(device) * factors.get(id(w), 1.0)
-                for w in weights
-            ]
+        products = [
+            (w.detach() * w.grad).sum(dtype=torch.float64).to(device) * factors.get(id(w), 1.0)
+            for w in weights
+            if w.grad is not None
+        ]
+        if weights and len(products) == len(weights):
             figures[_DMASK, index] = torch.stack(products).sum()
     figures[_SQUARE] = figures[_DMASK].square()
     figures[_SIGN] = figures[_DMASK].sign()
@@ -112,33 +117,30 @@ def weighed_parts(
 def signal(name: str, means: list[float], counts: list[float], exact: bool) -> Signal:
     """A signal from a column of running means."""
     known = [value if value == value else None for value in means]
+    dmask, square, gradient, mean, second, alignment, dalpha, sign = known
     deviation = None
-    if known[_MEAN] is not None and known[_SECOND] is not None:
-        deviation = max(known[_SECOND] - known[_MEAN] ** 2, 0.0) ** 0.5
+    if mean is not None and second is not None:
+        deviation = max(second - mean**2, 0.0) ** 0.5
     kind = name.partition(":")[0]
     return Signal(
         id=name,
         kind="axis" if kind == "axis" else "slot" if kind == "slot" else "phage",
         samples=int(max(counts[_DMASK], counts[_GRADIENT])),
-        dmask=known[_DMASK],
-        saliency=_root(known[_SQUARE]),
-        exact=exact and known[_DMASK] is not None,
-        dalpha=known[_DALPHA],
-        gradient=_root(known[_GRADIENT]),
-        mean=known[_MEAN],
+        dmask=dmask,
+        saliency=_root(square),
+        exact=exact and dmask is not None,
+        dalpha=dalpha,
+        gradient=_root(gradient),
+        mean=mean,
         deviation=deviation,
-        alignment=known[_ALIGNMENT],
-        sign_variance=None if known[_SIGN] is None else 1 - known[_SIGN] ** 2,
+        alignment=alignment,
+        sign_variance=None if sign is None else 1 - sign**2,
     )
 
 
 def _root(square: float | None) -> float | None:
-    return None if square is None else square**0.5
+    return None if square is None else math.sqrt(square)
 
 
 def _unseen(count: int, device: torch.device) -> torch.Tensor:
     return torch.full((len(FIGURES), count), torch.nan, dtype=torch.float64, device=device)
-
-
-def _heard(collector: Collector, tap: int | None) -> Heard | None:
-    return None if tap is None else collector.heard[tap]

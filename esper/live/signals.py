@@ -12,13 +12,17 @@ the weights of the layer that makes the value. Training is the same in every bit
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from esper.errors import UsageError
+from esper.ir.emptied import unheard
+from esper.ir.sparsity import masks, owner
 from esper.live import sampling
 from esper.live.parts import Parts, parts
 from esper.live.running import Running
@@ -26,6 +30,8 @@ from esper.live.signal import Signal, UnitSignals
 from esper.live.taps import Collector, listening, tapped
 from esper.live.unit_places import UnitReader
 from esper.live.watched import Watched, WeightSaliency
+from esper.propose import PruneUnits, RegrowMask, SetMask
+from esper.state import digest
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -61,6 +67,7 @@ class Signals(Mapping[str, Signal]):
         self._parts = Running(sampling.FIGURES, (), _MEMORY)
         self._vectors: dict[str, torch.Tensor] = {}  # last gradients of phages and slots
         self._collector: Collector | None = None
+        self._kept: dict[str, str] = {}  # tensor -> digest of its scores in the model's payloads
         # Of the present structure, made when first needed:
         self._reader: UnitReader | None = None
         self._found: Parts | None = None
@@ -95,6 +102,66 @@ class Signals(Mapping[str, Signal]):
     def scores(self, tensor: str, saliency: WeightSaliency) -> torch.Tensor:
         """How much each entry of a weight matters, as `Watched.scores` says."""
         return self.watched.scores(self._model, tensor, saliency)
+
+    def gates(self, tensor: str) -> torch.Tensor:
+        """dL/d(gate) of each cell of a watched weight's mask, as `Watched.gates` says.
+
+        Raises UsageError where there is no mask with its pattern.
+        """
+        mask = masks(self._model).get(tensor)
+        if mask is None or not mask.intact:
+            raise UsageError(f"{tensor} has no mask that has its pattern: propose set-mask first")
+        return self.watched.gates(self._model, mask)
+
+    # -- proposals -------------------------------------------------------------------------------
+
+    def mask(
+        self, tensor: str, pattern: str, saliency: WeightSaliency = "magnitude", **fields: Any
+    ) -> SetMask:
+        """A proposal to mask a weight by what was sampled (`Watched.scores`).
+
+        It names the phage that holds the weight, so that its locks and leases count.
+        """
+        scores = "" if saliency == "magnitude" else self._keep(tensor, saliency)
+        fields.setdefault("phage", owner(self._model, tensor))
+        return SetMask(tensor=tensor, pattern=pattern, scores=scores, **fields)
+
+    def regrow(self, tensor: str, **fields: Any) -> RegrowMask:
+        """A proposal to regrow a mask by the dense gradients that were sampled."""
+        fields.setdefault("phage", owner(self._model, tensor))
+        return RegrowMask(tensor=tensor, gradient=self._keep(tensor, "gradient"), **fields)
+
+    def dead(self, samples: int = 5, **fields: Any) -> list[PruneUnits]:
+        """Proposals to cut units that masks left without outgoing weights, and units out of which
+        nothing came in the last samples. At least one unit of an axis stays.
+        """
+        found: list[PruneUnits] = []
+        silent = unheard(self._model)
+        for name, axis in self._model.anatomy.axes.items():
+            units = set(silent.get(name, ()))
+            if name in self._current().segments:
+                told = self.units(name)
+                quiet = (told.quiet >= samples).tolist() if told.exact else []
+                units.update(
+                    u for u, is_quiet in zip(told.unit_ids, quiet, strict=False) if is_quiet
+                )
+            chosen = [unit for unit in axis.unit_ids if unit in units][: axis.size - axis.least]
+            if chosen and axis.cuttable:
+                evidence: dict[str, float | int | str] = {
+                    "samples": samples, "without_weights": len(silent.get(name, ()))
+                }  # fmt: skip
+                found.append(
+                    PruneUnits(axis=name, units=tuple(chosen), evidence=evidence, **fields)
+                )
+        return found
+
+    def _keep(self, tensor: str, saliency: WeightSaliency) -> str:
+        """Put scores where a rewrite finds them; those of before are forgotten."""
+        scores = self.scores(tensor, saliency)
+        self._model.payloads.pop(self._kept.pop(tensor, ""), None)
+        self._kept[tensor] = label = digest(scores)
+        self._model.payloads[label] = {"scores": scores}
+        return label
 
     def _all(self) -> dict[str, Signal]:
         if self._read is None:
@@ -154,11 +221,15 @@ class Signals(Mapping[str, Signal]):
 
     def _arm(self) -> None:
         """Tap the coming step if it is a sample and the model runs eagerly, else none."""
+        model = self._model
         due = self.every > 0 and self.step % self.every == 0 and self._end.alive
-        if due and self._model._compiled_call_impl is None:
-            self._model.__dict__["forward"] = self._call
+        if due and not model.compiled:
+            # Whoever traces the model in between looks for its parameters' names.
+            own = MethodType(type(model).forward, model)
+            setattr(self._call, "__signature__", inspect.signature(own))  # noqa: B010
+            model.__dict__["forward"] = self._call
         else:
-            self._model.__dict__.pop("forward", None)
+            model.__dict__.pop("forward", None)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward call of a sampled step."""
@@ -206,6 +277,8 @@ class Signals(Mapping[str, Signal]):
     ) -> dict[str, torch.Tensor | None]:
         """Gradients of the watched weights: dense ones of what is masked, where they were heard."""
         gradients: dict[str, torch.Tensor | None] = {}
+        if not self.watched.tensors:
+            return gradients
         living = dict(self._model.named_parameters())
         for name in self.watched.tensors.keys() & living.keys():
             if name in found.dense:
@@ -265,7 +338,7 @@ def _weakly(signals: Signals) -> tuple[Callable[..., None], Callable[..., Any]]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         living, model = own(), model_of()
         if living is None or torch.compiler.is_compiling():
-            return type(model).forward(model, *args, **kwargs)  # type: ignore[union-attr, arg-type]
+            return type(model).forward(model, *args, **kwargs)  # type: ignore[union-attr]
         return living._forward(*args, **kwargs)
 
     return step, forward

@@ -87,7 +87,7 @@ class Collector:
                 heard.moments = _plus(heard.moments, torch.stack([count, *sums]))
             heard.products = _plus(heard.products, torch.stack([product, square]))
 
-        value.register_hook(came)
+        value.register_hook(came)  # type: ignore[no-untyped-call]
         return value
 
 

@@ -75,6 +75,7 @@ class UnitReader:
     Attributes:
         segments: axis -> its units.
         sources: axis -> where its signals come from.
+        owner: number of the axis of each unit.
     """
 
     def __init__(self, model: Model, device: torch.device) -> None:
@@ -101,6 +102,8 @@ class UnitReader:
                 write.append(owner[owned] + at)
             at += axes[name].size
         self.size = at
+        sizes = torch.tensor([len(u) for u in self.segments.values()], dtype=torch.int64)
+        self.owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)
         empty = np.zeros(0, dtype=np.int64)
         self._read = torch.from_numpy(np.concatenate([*read, empty])).to(device)
         self._write = torch.from_numpy(np.concatenate([*write, empty])).to(device)

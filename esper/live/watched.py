@@ -11,6 +11,7 @@ from esper.errors import UsageError
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
+    from esper.ir.sparsity import Mask
 
 WeightSaliency = Literal["magnitude", "taylor", "fisher", "gradient"]
 
@@ -37,6 +38,8 @@ class Watched:
 
     def add(self, model: Model, gradients: Mapping[str, torch.Tensor | None]) -> None:
         """One sample; what has another shape than before starts anew, what is gone is forgotten."""
+        if not self.tensors:
+            return
         living = {name for name, _ in model.named_parameters()}
         self.stop(*(name for name in list(self.tensors) if name not in living))
         for name, gradient in gradients.items():
@@ -69,17 +72,33 @@ class Watched:
         weight = model.get_parameter(tensor).detach()
         if saliency == "magnitude":
             return weight.abs()
+        mean = self._gradient(tensor, weight)
+        if saliency == "taylor":
+            return (weight * mean).abs()
+        if saliency == "fisher":
+            return weight.square() * self._square[tensor]
+        return mean.abs()
+
+    def gates(self, model: Model, mask: Mask) -> torch.Tensor:
+        """dL/d(gate) of each cell of a mask that has its pattern, (groups, cells).
+
+        A gate scales the cell's weights: sum of w * E[g] over them. NaN for cells that are off,
+        whose weights start at zero. Raises UsageError where no gradients were sampled.
+        """
+        tensor = mask.life.tensor
+        weight = model.get_parameter(tensor).detach()
+        products = torch.where(mask.value, weight * self._gradient(tensor, weight), 0.0)
+        on = mask.pattern.on(mask.value)
+        return torch.where(on, mask.pattern.cells(products.double()), torch.nan)
+
+    def _gradient(self, tensor: str, weight: torch.Tensor) -> torch.Tensor:
         mean = self._mean.get(tensor)
         if mean is None or mean.shape != weight.shape:
             raise UsageError(
                 f"no gradients of {tensor} were sampled: call session.signals.watch({tensor!r}) "
                 "and train for a sampled step (a masked weight of a compiled model has none)"
             )
-        if saliency == "taylor":
-            return (weight * mean).abs()
-        if saliency == "fisher":
-            return weight.square() * self._square[tensor]
-        return mean.abs()
+        return mean
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data and tensors (not copies)."""

@@ -25,8 +25,17 @@ from esper.propose.decay import (
     TendLedger,
     Wake,
 )
-from esper.propose.growth import WidenUnits
+from esper.propose.growth import (
+    AddBranch,
+    Deepen,
+    MergeUnits,
+    RampUnits,
+    ResizeKernel,
+    StageKernel,
+    WidenUnits,
+)
 from esper.propose.seeds import AdvanceSeed, CullSeed, PlantSeed
+from esper.propose.sparse import ClearMask, FoldMask, GateCells, RegrowMask, SetMask
 from esper.propose.structure import (
     Cast,
     DropRegion,
@@ -38,29 +47,56 @@ from esper.propose.structure import (
     Refit,
     SelectBackend,
 )
+from esper.propose.swaps import (
+    DequantizeLayers,
+    Distil,
+    LowRankSwap,
+    MergeBranches,
+    MergeFactors,
+    QuantizeLayers,
+    QuantizePhage,
+)
 
 __all__ = [
     "ADAPTER",
+    "AddBranch",
     "AdvanceSeed",
     "Blend",
     "Cast",
+    "ClearMask",
     "CullSeed",
+    "Deepen",
+    "DequantizeLayers",
+    "Distil",
     "DropRegion",
     "EliminateDead",
     "FoldConstants",
+    "FoldMask",
     "ForgetScar",
     "FuseConvBN",
+    "GateCells",
     "GrantLease",
     "KeepVocabulary",
+    "LowRankSwap",
     "Lyse",
+    "MergeBranches",
+    "MergeFactors",
+    "MergeUnits",
     "NoteProbe",
     "PlantSeed",
     "Proposal",
     "ProposalBase",
     "PruneUnits",
+    "QuantizeLayers",
+    "QuantizePhage",
+    "RampUnits",
     "Refit",
+    "RegrowMask",
+    "ResizeKernel",
     "Sedate",
     "SelectBackend",
+    "SetMask",
+    "StageKernel",
     "TendLedger",
     "Tolerance",
     "Wake",
@@ -93,9 +129,27 @@ _Union = (
     | NoteProbe
     | TendLedger
     | GrantLease
+    | MergeUnits
+    | RampUnits
+    | Deepen
+    | ResizeKernel
+    | StageKernel
+    | AddBranch
     | PlantSeed
     | AdvanceSeed
     | CullSeed
+    | SetMask
+    | RegrowMask
+    | GateCells
+    | ClearMask
+    | FoldMask
+    | LowRankSwap
+    | MergeFactors
+    | MergeBranches
+    | Distil
+    | QuantizeLayers
+    | QuantizePhage
+    | DequantizeLayers
 )
 _BUILT_IN: dict[str, type[ProposalBase]] = {_type_of(cls): cls for cls in get_args(_Union)}
 _others: dict[str, type[ProposalBase]] = {}

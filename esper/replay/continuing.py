@@ -16,6 +16,8 @@ from esper.replay import program as programs
 def resume(path: str | os.PathLike[str], *, program: Callable[..., Any] | None = None) -> Any:
     """Go on with a recorded program from its last keyframe, and return what it returns.
 
+    Threads and flags are those of the recording meanwhile, so that it goes on bit for bit.
+
     Args:
         path: of the log, which the run goes on writing.
         program: called instead of the one that the log names, with the same arguments.
@@ -27,5 +29,5 @@ def resume(path: str | os.PathLike[str], *, program: Callable[..., Any] | None =
     log = Log(path)
     start = platform.start_of(surviving(log), log.path)
     run = programs.program_of(log, start, program)
-    with continued(path) as recorder:
+    with platform.settings_of(start), continued(path) as recorder:
         return run(recorder)

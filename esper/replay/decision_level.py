@@ -35,12 +35,13 @@ def decision(log: Log, policies: Mapping[str, Policy] | None = None) -> Report:
     events = surviving(log)
     start = platform.start_of(events, log.path)
     with platform.settings_of(start):
-        differs = platform.differs(start)
+        differs = platform.differs(log, start)
         made = _Policies(log, start.config, policies or {})
+        known = {event.number: event for event in events}
         compared: Counter[str] = Counter()
         agreed: Event | None = None
         for mask, samples in _decisions(events):
-            found = _again(made, events, start.seeds, mask, samples, bitwise=not differs)
+            found = _again(made, known, start.seeds, mask, samples, bitwise=not differs)
             if found is not None:
                 found = Divergence(found.event, found.blame, found.differences, agreed)
                 return Report("decision", dict(compared), found, platform.note_of(differs))
@@ -93,14 +94,14 @@ class _Policies:
 
 def _again(
     policies: _Policies,
-    events: Sequence[Event],
+    known: Mapping[int, Event],
     seeds: Mapping[str, int],
     mask: Event,
     samples: Sequence[Event],
     *,
     bitwise: bool,
 ) -> Divergence | None:
-    seen = next((e for e in events if e.number == mask.cause), None)
+    seen = None if mask.cause is None else known.get(mask.cause)
     if seen is None or not isinstance(seen.payload, Observation):
         raise InputError(f"the mask {mask.code} follows from no observation: it cannot be replayed")
     policy = policies[mask.agent]

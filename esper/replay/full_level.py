@@ -35,7 +35,7 @@ def full(
     run = programs.program_of(log, start, program)
     notes: tuple[str, ...] = ()
     with platform.settings_of(start):
-        differs = platform.differs(start)
+        differs = platform.differs(log, start)
         if start_at is None:
             witness = Witness(events, bitwise=not differs)
         else:

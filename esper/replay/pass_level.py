@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from esper import propose
+from esper.ecology.ledger import acts
 from esper.errors import InputError
 from esper.ir.ecology import SlotLife
 from esper.live import checkpoint, keyframes
@@ -55,7 +56,7 @@ def passes(
     start = platform.start_of(events, log.path)
     run = programs.program_of(log, start, program)
     with platform.settings_of(start):
-        differs = platform.differs(start)
+        differs = platform.differs(log, start)
         built: list[Any] = []
 
         def ready(session: Any) -> None:
@@ -107,7 +108,7 @@ class _Replay:
         self._broken = 0
         # A rollback returns to the beginning of a boundary: kept only where there is one to come.
         self._returns = any(isinstance(event.payload, Rollback) for event in events)
-        self._copies: list[tuple[int, Model]] = []
+        self._copies: list[tuple[int, str, Model]] = []  # tick, opening or change
 
     def notes(self) -> tuple[str, ...]:
         """What was not compared."""
@@ -162,12 +163,19 @@ class _Replay:
         if payload.tensors:
             digest = str(getattr(proposal, "digest", ""))
             self._model.payloads[digest] = self._log.tensors(payload.tensors)
-        if self._returns and (not self._copies or self._copies[-1][0] < event.tick):
-            self._copies.append((event.tick, copy.deepcopy(self._model)))
+        if self._returns:
+            self._keep(event.tick, proposal)
         parameters = tensors_digest(dict(self._model.all_tensors()))
         self._submitted[event.number] = _Submitted(
             event, proposal, graph_digest(self._model), parameters
         )
+
+    def _keep(self, tick: int, proposal: propose.Proposal) -> None:
+        """What rollbacks return to: before the first proposal of a tick, and the first change."""
+        kept = {at for each, at, _ in self._copies if each == tick}
+        for at in ("opening", *(("change",) if acts(proposal) else ())):
+            if at not in kept:
+                self._copies.append((tick, at, copy.deepcopy(self._model)))
 
     def _of(self, event: Event) -> _Submitted | None:
         for cause in choices.chain_of(self._known, event):
@@ -231,13 +239,14 @@ class _Replay:
     def _roll_back(self, event: Event, payload: Rollback) -> None:
         figures = payload.figures
         to = int(figures.get("to_tick", event.tick))
-        later = [copied for tick, copied in self._copies if tick >= to]
+        kept = str(figures.get("kept", "opening"))
+        later = [c for tick, at, c in self._copies if tick > to or (tick == to and at == kept)]
         self._copies = [each for each in self._copies if each[0] < to]
         if later:
             checkpoint.become(self._model, later[0])
         self._model.ecology.tick = to
-        for number in dict.fromkeys(figures.get("charged_events", ())):
-            charge(self._model.ecology, propose.parse(self._log.event(number).payload.proposal))
+        charged = zip(figures.get("charged", ()), figures.get("against", ()), strict=True)
+        charge(self._model.ecology, charged)
 
     def _alpha(self, payload: Metric) -> None:
         """The lifecycle moved an alpha along its curve, without a proposal."""

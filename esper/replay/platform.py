@@ -11,7 +11,8 @@ from esper.errors import InputError
 from esper.live.checkpoint import capture_random, restore_random
 from esper.recorder import fingerprint
 from esper.recorder.event import Event
-from esper.recorder.happenings import RunStarted
+from esper.recorder.happenings import Resumed, RunStarted
+from esper.recorder.log import Log
 
 
 def start_of(events: Sequence[Event], path: object) -> RunStarted:
@@ -48,15 +49,25 @@ def settings_of(start: RunStarted) -> Iterator[None]:
 
 #: What no bit depends on.
 _FREE = frozenset({"hash_seed", "interop_threads"})
+#: What a process that goes on with a log does not know when it says so.
+_LATER = frozenset({"device", "device_name", "cuda", "cudnn"})
 
 
-def differs(start: RunStarted) -> list[str]:
-    """What differs between the recording's platform and this one, under its settings."""
+def differs(log: Log, start: RunStarted) -> list[str]:
+    """What differs between the recording's platforms and this one, under the first one's settings.
+
+    A run that went on elsewhere, or with other threads, has several.
+    """
     device = str(start.platform.get("device", "cpu"))
     if device.startswith("cuda") and not torch.cuda.is_available():
         return ["device"]
-    names = fingerprint.differences(start.platform, fingerprint.fingerprint(device))
-    return [name for name in names if name not in _FREE]
+    here = fingerprint.fingerprint(device)
+    names = {name for name in fingerprint.differences(start.platform, here) if name not in _FREE}
+    for event in log:
+        if isinstance(event.payload, Resumed):
+            found = fingerprint.differences(event.payload.platform, here)
+            names |= {name for name in found if name not in _FREE | _LATER}
+    return sorted(names)
 
 
 def note_of(names: Sequence[str]) -> tuple[str, ...]:

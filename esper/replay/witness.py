@@ -53,7 +53,8 @@ class Witness:
         self.compared: Counter[str] = Counter()
         self.agreed: Event | None = None
         self._recorded = [event for event in recorded if event.kind not in compare.CHANCE]
-        self._end = next((e for e in reversed(recorded) if e.kind == "finished"), None)
+        # A run that was killed has no end, even if an earlier life of it had finished.
+        self._end = recorded[-1] if recorded and recorded[-1].kind == "finished" else None
         self._bitwise = bitwise
         self._begun = begun
         self._ready = ready

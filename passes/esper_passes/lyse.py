@@ -49,14 +49,14 @@ class LyseRewrite(Rewrite):
         erased = {edit.node for edit in found.edits if isinstance(edit, Erase)}
         seed = _planted(model, phage)
         for name, life in model.ecology.slots().items():
-            if name != seed and life.stage not in ("dormant", "committed", "quarantined"):
-                if {life.input, life.output} & erased:
-                    return Refusal(
-                        "seed-inside",
-                        f"a seed is {life.stage} at {name}, inside {phage.id}",
-                        name,
-                        "cull the seed first, or let it finish",
-                    )
+            growing = name != seed and life.stage in ("incubating", "blending", "holding")
+            if growing and {life.input, life.output} & erased:
+                return Refusal(
+                    "seed-inside",
+                    f"a seed is {life.stage} at {name}, inside {phage.id}",
+                    name,
+                    "cull the seed first, or let it finish",
+                )
         return _scarred(model, proposal, phage, found, gone, seed)
 
 
@@ -69,26 +69,29 @@ def _scarred(
     seed: str | None,
 ) -> Plan:
     """The plan of a drop, with an identity in the place of what left the region."""
-    leaving = model.nodes[phage.exit if phage.merge is None else phage.merge]
-    around = phage.path.rpartition(".")[0]
-    module = around if phage.merge is None else str(leaving.meta.get("module") or "")
-    scar = fresh(model.nodes, "scar")
-    edits: list[Edit] = [
-        Insert(
-            scar,
-            "call_function",
-            aten.alias.default,
-            (Ref(phage.entry),),
-            before=leaving.name,
-            module=module,
-        )
-    ]
-    for edit in plan.edits:
-        passed_on = isinstance(edit, ReplaceUses) and edit.old == leaving.name
-        edits.append(ReplaceUses(leaving.name, scar) if passed_on else edit)
     ecology, terms = model.ecology, model.ecology.terms
     slot = seed or f"slot:{phage.id.removeprefix('phage:')}.out"
     old = ecology.slot(slot)
+    leaving = model.nodes[phage.exit if phage.merge is None else phage.merge]
+    edits: list[Edit] = []
+    scar, entry = old.input, model.nodes[phage.entry]
+    if scar != entry.name or entry.target is not aten.alias.default:  # no seed grew on a scar here
+        scar = fresh(model.nodes, "scar")
+        around = phage.path.rpartition(".")[0]
+        module = around if phage.merge is None else str(leaving.meta.get("module") or "")
+        edits.append(
+            Insert(
+                scar,
+                "call_function",
+                aten.alias.default,
+                (Ref(phage.entry),),
+                before=leaving.name,
+                module=module,
+            )
+        )
+    for edit in plan.edits:
+        passed_on = isinstance(edit, ReplaceUses) and edit.old == leaving.name
+        edits.append(ReplaceUses(leaving.name, scar) if passed_on else edit)
     finding = ledger.evidence(ecology.immunity(phage.id), (), ecology.tick, terms)
     figures = dict(plan.figures)
     if finding is not None:

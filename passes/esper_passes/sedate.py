@@ -20,8 +20,9 @@ from esper.ir.modes import get_path
 from esper.ir.reference import NEUTRAL, combined, masks_by_node, norm_over_kept, share_kept
 from esper.passbase import Rewrite
 from esper.plan import Edit, Erase, Insert, Plan, Ref, Refusal, ReplaceUses, SetArg, SetLife
-from esper.propose import Sedate, Wake
+from esper.propose import DropRegion, Sedate, Wake
 from esper.state import Create, Drop, Op, StateTransform
+from esper_passes.drop_regions import DropRegionRewrite
 from esper_passes.liveness import fresh
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class SedateRewrite(Rewrite):
     type: ClassVar[str] = "sedate"
 
     def plan(self, model: Model, proposal: Sedate) -> Plan | Refusal:
+        """Refuses regions that could not be dropped: sedation stands for a removal."""
         gates = _Gates(model)
         if proposal.units:
             removed = {proposal.target: proposal.units}
@@ -43,13 +45,16 @@ class SedateRewrite(Rewrite):
                 gates.consumer(model.nodes[name], masks)
             what = f"{len(proposal.units)} units of {proposal.target}"
         else:
+            drop = DropRegionRewrite().plan(model, DropRegion(region=proposal.target))
+            if isinstance(drop, Refusal):
+                return drop
             gates.region(proposal.target)
             what = proposal.target
         page = model.ecology.immunity(proposal.target)
         asleep = page.model_copy(update={"gates": tuple(gates.made)})
         return Plan(
             proposal=proposal,
-            summary=f"sedate {what} with {len(gates.made)} gates",
+            summary=f"sedate {what} with {_gates(len(gates.made))}",
             edits=tuple(gates.edits),
             state=StateTransform(gates.masks),
             lives=(SetLife(proposal.target, asleep),),
@@ -78,13 +83,17 @@ class WakeRewrite(Rewrite):
         awake = page.model_copy(update={"gates": ()})
         return Plan(
             proposal=proposal,
-            summary=f"wake {proposal.target}: {len(page.gates)} gates go",
+            summary=f"wake {proposal.target}, held by {_gates(len(page.gates))}",
             edits=tuple(edits),
             state=StateTransform(masks),
             lives=(SetLife(proposal.target, awake if awake != type(awake)() else None),),
             keeps_anatomy=True,
             figures={"gates": len(page.gates)},
         )
+
+
+def _gates(count: int) -> str:
+    return "one gate" if count == 1 else f"{count} gates"
 
 
 class _Gates:
@@ -105,6 +114,7 @@ class _Gates:
         self.edits: list[Edit] = []
         self.masks: dict[str, tuple[Op, ...]] = {}
         self.made: list[tuple[str, str]] = []
+        self._replaced: dict[str, str] = {}  # node -> gate that stands for it
 
     def region(self, region: str) -> None:
         """What leaves the region becomes what enters it."""
@@ -129,14 +139,15 @@ class _Gates:
             whole = combined(operand.meta["val"].ndim, masks)
             after = self._after[node.name]
             mask = self._mask(whole, after, module)
-            args = (mask, *_refs(node.args))
-            gate = self._insert(norm, args, after, module, _refs(dict(node.kwargs)))
+            args = (mask, *self._refs(node.args))
+            gate = self._insert(norm, args, after, module, self._refs(dict(node.kwargs)))
             self._stands_for(gate, node.name)
             return
         operands: dict[tuple[int | str, ...], Ref] = {}
         for use, kept in masks.items():
             operand = get_path(node, use.path)
-            present = operands.get(use.path, Ref(operand.name))
+            name = self._replaced.get(operand.name, operand.name)
+            present = operands.get(use.path, Ref(name))
             shape = [-1] + [1] * (operand.meta["val"].ndim - use.dim - 1)
             mask = self._mask(kept.reshape(shape), node.name, module)
             value = NEUTRAL[use.kind]
@@ -150,9 +161,9 @@ class _Gates:
             self._stands_for(self._insert(aten.mul.Tensor, args, after, module), node.name)
 
     def _stands_for(self, gate: Ref, original: str) -> None:
-        users = tuple(user.name for user in self._model.nodes[original].users)
-        self.edits.append(ReplaceUses(original, gate.name, users))
+        self.edits.append(ReplaceUses(original, gate.name))
         self.made.append((gate.name, original))
+        self._replaced[original] = gate.name
 
     def _mask(self, kept: torch.Tensor, before: str, module: str) -> Ref:
         tensor = fresh(self._tensors, "sedation")
@@ -174,6 +185,16 @@ class _Gates:
         self.edits.append(Insert(name, "call_function", target, args, before, kwargs or {}, module))
         return Ref(name)
 
+    def _refs(self, value: Any) -> Any:
+        """Arguments with nodes by name, gates in the place of what they stand for."""
+
+        def named(leaf: Any) -> Any:
+            if not isinstance(leaf, fx.Node):
+                return leaf
+            return Ref(self._replaced.get(leaf.name, leaf.name))
+
+        return fx.node.map_aggregate(value, named)
+
     def _name(self, base: str) -> str:
         name = fresh(self._nodes, base)
         self._nodes.add(name)
@@ -184,8 +205,3 @@ def _following(model: Model) -> dict[str, str]:
     """Node name -> name of the node after it."""
     names = list(model.nodes)
     return dict(itertools.pairwise(names))
-
-
-def _refs(value: Any) -> Any:
-    """Arguments with nodes by name."""
-    return fx.node.map_aggregate(value, lambda v: Ref(v.name) if isinstance(v, fx.Node) else v)

@@ -154,7 +154,7 @@ def _blending(output: fx.Node) -> list[fx.Node] | None:
     operands = [host, seed, share]
     if not all(isinstance(node, fx.Node) for node in operands) or share.op != "get_attr":  # type: ignore[union-attr]
         return None
-    return [host, seed, share, *nodes]  # type: ignore[list-item]
+    return [host, seed, share, *nodes]
 
 
 def _operand(node: Any, target: Any) -> fx.Node | None:

@@ -11,6 +11,7 @@ import pytest
 
 from docs import blocks
 from esper import passbase, propose
+from esper.ecology import blueprints
 from esper.ir.rules import REGISTRY
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -19,7 +20,12 @@ PAGES = {
     "agents.md": 4,
     "axes.md": 2,
     "flight-recorder.md": 6,
+    "decay.md": 5,
     "how-a-rewrite-travels.md": 4,
+    "slots.md": 7,
+    "growth.md": 3,
+    "signals-and-masks.md": 5,
+    "swaps.md": 6,
     "write-your-own-pass.md": 4,
 }
 
@@ -30,6 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(propose, "_others", dict(propose._others))
     monkeypatch.setattr(REGISTRY, "_rules", dict(REGISTRY._rules))
+    monkeypatch.setattr(blueprints, "_TABLE", dict(blueprints.table()))
     modules = set(sys.modules)
     _forget()
     yield tmp_path

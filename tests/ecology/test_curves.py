@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_alpha_runs_from_start_to_end(
     assert values[:2] == [start, start]
     assert values[-2:] == [end, end]
     sign = 1 if end >= start else -1
-    rises = [sign * (b - a) for a, b in zip(values, values[1:], strict=False)]
+    rises = [sign * (b - a) for a, b in itertools.pairwise(values)]
     assert min(rises) >= -1e-12
     assert all(min(start, end) <= v <= max(start, end) for v in values)
 

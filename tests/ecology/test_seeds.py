@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,20 @@ from tests.ecology.hosts import SLOTS, host, inputs
 from tests.snapshots import snapshot
 
 LAYOUTS = {"vectors": "vectors", "tokens": "tokens", "images": "image"}
-# Each blueprint in each layout for which its module differs.
+# Each blueprint once, and where the layout makes another module of it, a few of those.
 FITTING = [
     (name, blueprint.name)
     for name, layout in LAYOUTS.items()
     for blueprint in table().values()
-    if layout in blueprint.layouts and (name != "tokens" or "vectors" not in blueprint.layouts)
+    if layout in blueprint.layouts
+    and (
+        name == "vectors"
+        or "vectors" not in blueprint.layouts
+        or (name, blueprint.name) in {("images", "norm"), ("images", "mlp-small")}
+    )
 ]
+PLACES = [(name, SLOTS[name], blueprint) for name, blueprint in FITTING]
+PLACES.append(("tokens", "slot:mark", "attention"))  # a value that two nodes read
 # What planting and culling may leave behind: names that are never given out again, and the record.
 REMEMBERED = {"retired", "history", "tensors", "gradients"}
 
@@ -75,9 +83,11 @@ def same_tensors(a: Model, b: Model) -> None:
 
 
 @pytest.mark.own_verification
-@pytest.mark.parametrize(("name", "blueprint"), FITTING)
-def test_planting_changes_nothing_and_culling_undoes_it(name: str, blueprint: str) -> None:
-    model, args, slot = host(name), inputs(name), SLOTS[name]
+@pytest.mark.parametrize(("name", "slot", "blueprint"), PLACES)
+def test_planting_changes_nothing_and_culling_undoes_it(
+    name: str, slot: str, blueprint: str
+) -> None:
+    model, args = host(name), inputs(name)
     bare, before = copy.deepcopy(model), snapshot(model)
     gradients = oracle.gradients(copy.deepcopy(model), args, {})
     root = plant(model, slot, blueprint, seed=3).figures["seed_path"]
@@ -169,8 +179,13 @@ def value_at(model: Model, name: str, args: tuple[Any, ...]) -> torch.Tensor:
     return seen[name]
 
 
-@pytest.mark.parametrize("algorithm", ["add", "multiply", "gated"])
-@pytest.mark.parametrize("name", SLOTS)
+@pytest.mark.parametrize(
+    ("name", "algorithm"),
+    [
+        *product(["vectors"], ["add", "multiply", "gated"]),
+        *product(["tokens", "images"], ["gated"]),
+    ],
+)
 def test_blends_compute_what_they_say(name: str, algorithm: Any) -> None:
     model, args, slot = host(name).eval(), inputs(name), SLOTS[name]
     expected = model(*args)
@@ -269,6 +284,26 @@ def test_two_seeds_stand_in_a_row() -> None:
     cull(model, behind)
     cull(model, "slot:mark")
     assert torch.equal(model(*args), expected)
+
+
+@pytest.mark.own_verification
+def test_two_seeds_share_a_place() -> None:
+    """Two slots at one value: either seed can move on or go, and the other stays."""
+    model, args = host("vectors"), inputs("vectors")
+    slots = [SLOTS["vectors"], *model.declare_slots("layers.0.2")]
+    before, expected = snapshot(model), model(*args)
+    for first, second in (slots, slots[::-1]):
+        plant(model, slots[0])
+        plant(model, slots[1], "norm")
+        advance(model, first, "blending")
+        advance(model, second, "blending")
+        assert torch.equal(model(*args), expected)
+        assert {"phage:layers", "phage:layers.0"} <= model.anatomy.phages.keys()
+        cull(model, second, quarantine=0)
+        cull(model, first, quarantine=0)
+        after = snapshot(model)
+        for part in before.keys() - REMEMBERED:
+            assert after[part] == before[part], part
 
 
 # -- motifs ----------------------------------------------------------------------------------------
@@ -395,6 +430,7 @@ def test_other_refusals() -> None:
     joint = model.nodes[model.ecology.slot(slot).output]
     joint.target = torch.ops.aten.sub.Tensor
     assert refused(model, AdvanceSeed(slot=slot, to="committed")) == "seed-changed"
+    cull(model, slot)
 
 
 def test_a_phage_whose_ends_differ_is_not_replaced() -> None:

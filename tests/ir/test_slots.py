@@ -18,7 +18,7 @@ from tests.ecology.hosts import Vectors, host
 def test_a_marker_leaves_no_trace_but_the_slot() -> None:
     """Same state dict, same text as the model without it, in both modes."""
     marked, plain = Vectors(), Vectors()
-    plain.mark = nn.Identity()
+    setattr(plain, "mark", nn.Identity())  # noqa: B010 - another type
     plain.load_state_dict(marked.state_dict())
     args = (torch.randn(2, 6),)
     for mode in (True, False):

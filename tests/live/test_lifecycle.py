@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ import esper
 from esper.ecology import curves
 from esper.ecology.criteria import BLENDED, Criterion, StageGate
 from esper.ir.ecology import SlotLife
+from esper.ir.model import Model
 from esper.live.lifecycle import Lifecycle
 from esper.propose import AdvanceSeed, Blend, CullSeed, DropRegion, PlantSeed
-from esper.recorder.happenings import Transition
+from esper.recorder.happenings import Metric, Transition
 from esper.recorder.log import Log
 from tests.live.training import batch, step, traced
 
@@ -44,13 +47,20 @@ PLANT = PlantSeed(
 )
 
 
+@cache
+def _network() -> Model:
+    model = traced()
+    _ = model.anatomy.axes, model.anatomy.phages
+    return model
+
+
 class Run:
     """A training run that plants at its third boundary."""
 
     def __init__(
         self, gates: Any = QUICK, *, plant: PlantSeed | None = PLANT, **options: Any
     ) -> None:
-        self.model = traced()
+        self.model = copy.deepcopy(_network())
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
         lifecycle = None if gates is None else Lifecycle(gates, window=5, quarantine=4)
         self.session = esper.Session(self.model, optimizer, lifecycle=lifecycle, **options)
@@ -93,7 +103,11 @@ def test_a_seed_goes_all_the_way(tmp_path: Path) -> None:
     assert run.session.lifecycle is not None
     assert run.session.lifecycle.state_dict()["after"] == {}
     run.session.close()
-    events = [e for e in Log(tmp_path / "run.esperlog") if e.kind == "transition"]
+    log = list(Log(tmp_path / "run.esperlog"))
+    moved = [e.payload for e in log if isinstance(e.payload, Metric)]
+    assert [m.value for m in moved] == [curves.alpha(blend, i) for i in range(1, 5)]
+    assert {m.name for m in moved} == {f"alpha/{SLOT}"}
+    events = [e for e in log if e.kind == "transition"]
     told = [e.payload for e in events if isinstance(e.payload, Transition)]
     assert [e.target for e in events] == [SLOT] * 4
     assert [(t.before, t.after, t.gate) for t in told] == [
@@ -281,3 +295,17 @@ def test_seeds_learn_under_autocast_and_leave_its_dtypes() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(model(inputs), expected)
         assert manager.apply(CullSeed(slot=SLOT, quarantine=0)).kind == "passed"
+
+
+def test_a_phage_is_replaced_while_the_model_trains() -> None:
+    """Staged replacement: alpha moves from the phage to the seed, then the phage goes."""
+    blend = Blend(algorithm="replace", ticks=4)
+    run = Run(plant=PlantSeed(slot=SLOT, blueprint="mlp-small", blend=blend))
+    held = {id(p) for p in run.model.get_submodule("block").parameters()}
+    assert run.go(15, lambda loss, life: 1.0)[-1] == "14 passed committed"
+    assert "phage:block" not in run.model.anatomy.phages
+    assert not any(name.startswith("block.") for name, _ in run.model.named_parameters())
+    live = {id(p) for group in run.session.optimizer.param_groups for p in group["params"]}
+    assert not live & held
+    run.session.check()
+    run.go(2)

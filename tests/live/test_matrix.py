@@ -23,7 +23,15 @@ from torch.optim import lr_scheduler
 
 import esper
 from esper.ir.model import Model
-from esper.propose import DropRegion, ProposalBase, PruneUnits, WidenUnits
+from esper.propose import (
+    DropRegion,
+    FoldMask,
+    ProposalBase,
+    PruneUnits,
+    RegrowMask,
+    SetMask,
+    WidenUnits,
+)
 from tests.live.training import OPTIMIZERS, batch, traced
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -47,6 +55,9 @@ CHANGES = {
     "drop": DropRegion(region="phage:block"),
     "widen": WidenUnits(axis=HIDDEN, count=3),
     "widen by copies": WidenUnits(axis=HIDDEN, count=2, init="net2net"),
+    "mask": SetMask(tensor="block.0.weight", pattern="1:2"),
+    "regrow": RegrowMask(tensor="block.0.weight", grow="random"),
+    "fold": FoldMask(tensor="block.0.weight"),
 }
 POLICIES = {
     "keep": esper.StatePolicy(),
@@ -115,6 +126,7 @@ class Run:
             scaler=self.scaler,
             ema=self.average,
             verify="full",
+            signals_every=2,
         )
         if how.compiled != "no":
             torch._dynamo.reset()
@@ -208,7 +220,7 @@ def test_training_goes_on(how: Training) -> None:
                 (record,) = boundary.submit(proposal, policy=POLICIES[how.policy])
                 event(f"{proposal.type} {record.kind}")
                 assert record.kind in ("passed", "missed"), record.reason
-                if record.kind == "missed" or isinstance(proposal, WidenUnits):
+                if record.kind == "missed" or isinstance(proposal, (WidenUnits, FoldMask)):
                     tight = 1e-12 if run.dtype is torch.float64 else 1e-5
                     after = _outputs(run.model, run.dtype)
                     torch.testing.assert_close(after, before, rtol=tight, atol=tight)

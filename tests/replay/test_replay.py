@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -250,6 +252,42 @@ def test_a_rollback_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert _replayed(path, capsys, "--level", level)[0] == 0
 
 
+def _told(log: Log) -> list[tuple[int, str, Any]]:
+    """The history of a log as far as it does not depend on who wrote it when."""
+    kept = [e for e in surviving(log) if e.kind not in ("run-started", "finished")]
+    return [(e.tick, e.kind, compare.payload(e.kind, e.payload)) for e in kept]
+
+
+_KILLED = """
+import sys
+from tests.replay import runs
+with runs.installed():
+    runs.FAULTS["hook"] = lambda tick: print(tick, flush=True)
+    runs.train(sys.argv[1], seed=3, steps=1000)
+"""
+
+
+def test_kill_dash_nine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = 5
+    path = tmp_path / "run.esperlog"
+    command = [sys.executable, "-c", _KILLED, str(path)]
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) == at:
+                process.kill()
+                break
+    log = Log(path)
+    assert max(event.tick for event in log if event.kind == "tick") >= at - 1
+    assert _replayed(path, capsys, "--level", "full")[0] == 0  # as far as it goes
+    runs.FAULTS["hook"] = _crash(at + 3)
+    with pytest.raises(CrashError):
+        replay.resume(path)
+    code, found = _replayed(path, capsys, "--level", "full")
+    assert (code, found["notes"]) == (0, [])  # no notes: compared to the last bit
+
+
 class CrashError(RuntimeError):
     """Not an error of Esper's."""
 
@@ -276,11 +314,7 @@ def test_a_run_goes_on_from_its_last_keyframe(
     assert _replayed(path, capsys, "--level", "full")[0] == 1
     replay.resume(path)
 
-    def told(log: Log) -> list[tuple[int, str, Any]]:
-        kept = [e for e in surviving(log) if e.kind not in ("run-started", "finished")]
-        return [(e.tick, e.kind, compare.payload(e.kind, e.payload)) for e in kept]
-
-    assert told(Log(path)) == told(Log(recorded))
+    assert _told(Log(path)) == _told(Log(recorded))
     for level in LEVELS:
         assert _replayed(path, capsys, "--level", level)[0] == 0
     (resumed,) = (event for event in Log(path) if event.kind == "resumed")
@@ -376,6 +410,24 @@ def test_another_platform_is_compared_roughly(
     assert "other torch" in found["notes"][0]
     runs.FAULTS["lr"] = 0.02
     assert _replayed(path, capsys, "--level", "full")[0] == 1
+
+
+def test_a_run_that_went_on_elsewhere_is_compared_roughly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.esperlog"
+    runs.train(path, seed=3, steps=2)
+    with Recorder(path, resume=True):
+        pass
+    assert replay.full(Log(path)).notes == ()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    with Recorder(path, resume=True):
+        pass
+    torch.set_num_threads(threads)
+    found = replay.full(Log(path))
+    assert found.equal
+    assert "other threads" in found.notes[0]
 
 
 def test_everything_public_is_exported() -> None:
