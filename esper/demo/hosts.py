@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -98,12 +101,33 @@ class CharacterModel(nn.Module):
 
 def image_host(data: Data, seed: int, width: int = 8, depth: int = 2) -> Model:
     """A traced `ImageNet` with weights from the seed."""
-    torch.manual_seed(seed)
-    return trace(ImageNet(width, depth, data.classes), (data.train[0][:4],))
+    sizes = (width, depth, data.classes)
+    return _drawn(ImageNet, sizes, tuple(data.train[0].shape[1:]), torch.float32, seed)
 
 
 def text_host(data: Data, seed: int, width: int = 32, depth: int = 3) -> Model:
     """A traced `CharacterModel` with weights from the seed."""
-    torch.manual_seed(seed)
     length = data.train[0].shape[1]
-    return trace(CharacterModel(width, depth, length, data.classes), (data.train[0][:4],))
+    sizes = (width, depth, length, data.classes)
+    return _drawn(CharacterModel, sizes, (length,), torch.int64, seed)
+
+
+def _drawn(
+    kind: type[nn.Module],
+    sizes: tuple[int, ...],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    seed: int,
+) -> Model:
+    """Tracing takes longer than a short run: each structure is traced once, weights are its own."""
+    model = copy.deepcopy(_traced(kind, sizes, shape, dtype))
+    torch.manual_seed(seed)
+    model.load_state_dict(kind(*sizes).state_dict())
+    return model
+
+
+@cache
+def _traced(
+    kind: type[nn.Module], sizes: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype
+) -> Model:
+    return trace(kind(*sizes), (torch.zeros(4, *shape, dtype=dtype),))
