@@ -34,6 +34,13 @@ SUITES = {
     ),
     "scale": Suite("structure/scale.py", "the axis analysis on up to 10,000 blocks, and Llama-70B"),
     "scaling": Suite("structure/scaling.py", "analysis, plan and apply against depth"),
+    "overhead": Suite("live/overhead.py", "cost of a session and its record, nothing proposed"),
+    "replays": Suite("live/replays.py", "100 runs that died once, replayed bit for bit"),
+    "kills": Suite("live/kills.py", "200 runs killed with SIGKILL, and what their logs are worth"),
+    "surgery": Suite(
+        "live/surgery.py", "loss after live cuts and growth, by state policy and initialisation"
+    ),
+    "signals_cost": Suite("live/signals_cost.py", "what boundary signals cost a training step"),
     "minilm": Suite("end_to_end/minilm.py", "MiniLM pruned within 1%, every backend beside it"),
     "minilm_held_out": Suite(
         "end_to_end/minilm_held_out.py", "what the pruned MiniLM forgot, on unseen texts"

@@ -25,19 +25,27 @@ if TYPE_CHECKING:
     from esper.live.layouts import register_optimizer_layout as register_optimizer_layout
     from esper.live.lifecycle import Lifecycle as Lifecycle
     from esper.live.policy import StatePolicy as StatePolicy
+    from esper.live.recording import Recording as Recording
     from esper.manager import PassManager as PassManager
     from esper.optimization import Result as Result
     from esper.optimization import optimize as optimize
+    from esper.recorder.calls import program as program
+    from esper.recorder.calls import replayable as replayable
+    from esper.recorder.generators import Generators as Generators
+    from esper.recorder.writer import Recorder as Recorder
     from esper.session import Session as Session
 
 _EXPORTS = {
     "BoundaryError": "esper.errors",
     "EsperError": "esper.errors",
     "Gate": "esper.gate.gate",
+    "Generators": "esper.recorder.generators",
     "Governor": "esper.live.governor",
     "Lifecycle": "esper.live.lifecycle",
     "Model": "esper.ir.model",
     "PassManager": "esper.manager",
+    "Recorder": "esper.recorder.writer",
+    "Recording": "esper.live.recording",
     "Result": "esper.optimization",
     "Session": "esper.session",
     "Slot": "esper.ir.marker",
@@ -45,9 +53,11 @@ _EXPORTS = {
     "Verdict": "esper.gate.verdict",
     "load": "esper.ir.artifact",
     "optimize": "esper.optimization",
+    "program": "esper.recorder.calls",
     "register_axis_rule": "esper.ir.rules",
     "register_blueprint": "esper.ecology.blueprints",
     "register_optimizer_layout": "esper.live.layouts",
+    "replayable": "esper.recorder.calls",
     "save": "esper.ir.artifact",
     "trace": "esper.ir.trace",
 }

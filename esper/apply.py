@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import fx
 
-from esper.ir.ecology import Immunity, SlotLife
+from esper.ir.ecology import Immunity, SlotLife, Sparsity
 from esper.ir.modes import set_path
 from esper.plan import Edit, Insert, Plan, Ref, ReplaceUses, SetArg, SetLife
 from esper.state import Create, Drop, Move, Op, Replace
@@ -109,7 +109,7 @@ class Applier:
         self._follow_places(plan, nodes)
         for change in plan.lives:
             self._live(change)
-        if (plan.edits or plan.cuts) and not plan.only_resizes:
+        if (plan.edits or plan.cuts) and not plan.only_resizes and not plan.keeps_anatomy:
             self._invalidate()
         model.mark_stale()
         return {node for node in dirty if not node._erased}
@@ -340,7 +340,7 @@ def _refill(table: dict[str, Any], items: list[tuple[str, Any]]) -> None:
     table.update(items)  # in the old order: names of tied tensors depend on it
 
 
-def _place(life: SlotLife | Immunity | None) -> str:
+def _place(life: SlotLife | Immunity | Sparsity | None) -> str:
     return life.input if isinstance(life, SlotLife) else ""
 
 

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from esper.ecology.betting import Rule
 from esper.ecology.criteria import GATES, gate
+from esper.ecology.events import shot
+from esper.ecology.ledger import acts, only_writes
 from esper.errors import BoundaryError
+from esper.live.clinic import Clinic, Part, parts
 from esper.live.diary import digests
+from esper.live.observation import Observation
 from esper.live.policy import StatePolicy
 from esper.plan import Plan, Refusal
-from esper.propose import Proposal
+from esper.propose import Proposal, Sedate, Wake
+from esper.recorder.event import Event
 from esper.records import Record
 from esper.state import Create, Drop
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from contextlib import AbstractContextManager
 
+    from esper.live.probe import Loss, ProbeResult, Swept
     from esper.manager import Transaction
-    from esper.recorder.event import Event
     from esper.session import Session
 
 _KEEP = StatePolicy()
@@ -36,23 +44,29 @@ class Boundary:
         rolled_back: why the governor returned to the last keyframe as this boundary opened; "".
     """
 
-    def __init__(self, session: Session, loss: float | torch.Tensor | None) -> None:
+    def __init__(
+        self, session: Session, loss: float | torch.Tensor | None, batch: Any = None
+    ) -> None:
         self.session = session
         self.loss = loss
+        self._batch = batch
         self.records: list[Record] = []
         self.rolled_back = ""
+        self._observation: Observation | None = None
+        self._kept = False
         self._transaction: Transaction | None = None
         self._scope: AbstractContextManager[Transaction] | None = None
+        self._clinic = Clinic(session.model, session.diary)
         self._closed = False
 
     def __enter__(self) -> Self:
         session = self.session
-        if session._open:
+        if session._open is not None:
             raise BoundaryError("this session is at a boundary already")
         if self._closed:
             raise BoundaryError("this boundary is over; ask the session for another")
         self._refuse_half_a_step()
-        session._open = True
+        session._open = self
         if session.meter is not None:
             session.meter.listen()
         try:
@@ -74,18 +88,20 @@ class Boundary:
         self._leave(failed=kind is not None)
         if kind is None:
             session.model.ecology.tick += 1
-        if any(record.kind == "passed" for record in self.records):
+        if any(record.kind == "passed" and _edits(record) for record in self.records):
             session.model.renew_code()
+            session.signals.renew()
         if self.records:
             session.check()
-            if session.recorder is not None and kind is None:
-                state = digests(session.model, [f.optimizer for f in session.optimizers])
-                session.diary.boundary(session.tick, state, self._loss())
+        if session.recorder is not None:
+            self._note(error)
 
     def _leave(self, *, failed: bool) -> None:
         session = self.session
         try:
             if self._scope is not None:
+                if not failed:
+                    self._wake()
                 if failed:
                     assert self._transaction is not None
                     self._transaction.roll_back()
@@ -93,10 +109,18 @@ class Boundary:
             if failed and session.lifecycle is not None:
                 session.lifecycle.undo()
         finally:
-            session._open = False
+            session._open = None
             self._closed = True
+            session.model.payloads.clear()  # solved for a proposal of this boundary
 
     # -- proposals -------------------------------------------------------------------------------
+
+    @property
+    def observation(self) -> Observation:
+        """What agents see here; nothing is computed before it is read."""
+        if self._observation is None:
+            self._observation = Observation(self)
+        return self._observation
 
     def plan(self, proposal: Proposal) -> Plan | Refusal:
         """Dry run."""
@@ -113,27 +137,106 @@ class Boundary:
         Args:
             proposals: what is wished.
             policy: what optimizer state does; by default the session's policy for the type.
-            cause: the event of the flight record that led to the proposals.
+            cause: the event of the flight record that led to the proposals; by default what an
+                agent noted for each (`Observation.because`).
         """
         session = self.session
-        if self._closed or not session._open:
-            raise BoundaryError("this boundary is not open: submit inside its `with` statement")
+        self._refuse_closed()
         made: list[Record] = []
         for proposal in proposals:
             chosen = policy or session.policies.get(proposal.type, _KEEP)
+            if not self._kept and acts(proposal) and not self._asleep():
+                self._keep()
             if self._scope is None:
-                self._begin()
-            made.append(self._recorded(proposal, chosen, cause))
-            self.records.append(made[-1])
+                self._scope = session.manager.transaction()
+                self._transaction = self._scope.__enter__()
+            record = self._recorded(proposal, chosen, cause or self._cause(proposal))
+            made.append(record)
+            self.records.append(record)
+            target = proposal.targets[0] if proposal.targets else ""
+            session.events.push(
+                shot(session.tick, proposal.type, target, record.kind, record.figures)
+            )
+            if record.kind == "passed" and not only_writes(proposal):
+                self._clinic.discharge()
         return made
 
-    def _begin(self) -> None:
-        """The first proposal: whatever follows can be undone together, and the state is kept."""
-        session = self.session
-        if session.governor is not None:
-            session.keep()
-        self._scope = session.manager.transaction()
-        self._transaction = self._scope.__enter__()
+    def _cause(self, proposal: Proposal) -> Event | None:
+        return None if self._observation is None else self._observation.cause(proposal)
+
+    def probe(
+        self,
+        target: str,
+        batches: Iterable[Any],
+        *,
+        loss: Loss,
+        units: Sequence[int] = (),
+        rule: Rule | None = None,
+        note: bool = True,
+        proposer: str = "user",
+        cause: Event | int | None = None,
+    ) -> ProbeResult:
+        """What the model loses while a region, or some units of an axis, sleep.
+
+        The live model is not touched: see `esper.live.probe`. The finding is written into the
+        flight record and, as a proposal, into the immune ledger.
+
+        Args:
+            target: ID of a region or an axis.
+            batches: held-out data; no more are drawn than the rule needs.
+            loss: (model, batch) -> loss, which must call the model that it is given.
+            units: birth numbers, for an axis: heads, channels, neurons, blocks of them.
+            rule: when to stop, and what is harm.
+            note: whether the finding joins the ledger.
+            proposer: who asks.
+            cause: the event of the flight record that led to the probe.
+
+        Raises:
+            UsageError: the loss did not call its model.
+            BoundaryError: the boundary is not open.
+        """
+        self._refuse_closed()
+        proposal = Sedate(target=target, units=tuple(units), proposer=proposer)
+        result, event = self._clinic.probe(proposal, batches, loss, rule or Rule(), cause)
+        if not note or result.outcome == "refused":
+            return result
+        (record,) = self.submit(result.note(proposer), cause=event)
+        return replace(result, record=record)
+
+    def sweep(
+        self,
+        targets: Iterable[Part],
+        batches: Iterable[Any],
+        *,
+        loss: Loss,
+        proposer: str = "user",
+        cause: Event | int | None = None,
+    ) -> list[Swept]:
+        """Regions, or (axis, units), by how little they are missed on a few batches: a diagnostic.
+
+        It decides nothing and leaves no evidence. Arguments are as for `probe`.
+        """
+        self._refuse_closed()
+        return self._clinic.sweep(parts(targets, proposer), batches, loss, cause)
+
+    def _refuse_closed(self) -> None:
+        if self._closed or self.session._open is not self:
+            raise BoundaryError("this boundary is not open: submit inside its `with` statement")
+
+    def _keep(self) -> None:
+        """Before the first change: the state to which the governor would return."""
+        self._kept = True
+        if self.session.governor is not None:
+            self.session.keep("change")
+
+    def _asleep(self) -> list[str]:
+        pages = self.session.model.ecology.pages()
+        return [name for name, page in pages.items() if page.sedated]
+
+    def _wake(self) -> None:
+        """No step is made on a sedated model."""
+        for target in self._asleep():
+            self.submit(Wake(target=target, proposer="boundary"))
 
     def _recorded(
         self, proposal: Proposal, policy: StatePolicy, cause: Event | int | None
@@ -143,17 +246,20 @@ class Boundary:
             return self._apply(proposal, policy)
         optimizers = [follower.optimizer for follower in session.optimizers]
         before, stages = digests(session.model, optimizers), self._stages()
-        event = diary.proposed(proposal, len(self.records), policy, cause)
+        event = diary.proposed(session.model, proposal, len(self.records), policy, cause)
         record = self._apply(proposal, policy)
         after = digests(session.model, optimizers) if record.kind == "passed" else None
-        event = diary.judged(record, event, before, after)
+        judged = diary.judged(record, event, before, after)
         gates = GATES if session.lifecycle is None else session.lifecycle.gates
         for slot, stage in self._stages().items():
             old = stages.get(slot, "dormant")
             if stage != old:
                 passed = gate(gates, old, stage)
                 name = "" if passed is None else passed.name
-                diary.transition(slot, old, stage, name, proposal.evidence, event)
+                diary.transition(slot, old, stage, name, proposal.evidence, judged)
+        if record.kind == "passed" and isinstance(event, int | Event):
+            number = event.cause if isinstance(event, Event) else event
+            session.since[-1] = (proposal, number)
         return record
 
     def _stages(self) -> dict[str, str]:
@@ -178,9 +284,22 @@ class Boundary:
                 policy.warmup,
             )
             warmup.forget(m.before for m in follower.touched if m.before is not None is m.after)
-        session.since.append(proposal)
+        session.since.append((proposal, None))
         figures: dict[str, Any] = {**record.figures, "state_policy": policy.text()}
         return record.model_copy(update={"figures": figures})
+
+    def _note(self, error: BaseException | None) -> None:
+        """What the flight record keeps of the end of a boundary."""
+        session, diary = self.session, self.session.diary
+        if error is not None:
+            if self.records:
+                diary.undone(error, len(self.records))
+            return
+        if self.records or diary.recording.digest_due(session.tick):
+            state = digests(session.model, [f.optimizer for f in session.optimizers])
+            diary.boundary(session.tick, state, self._loss(), session.generators.cursors)
+        if diary.recording.keyframe_due(session.tick):
+            diary.keyframe(session.tick, session, session.generators.cursors)
 
     # -- opening ---------------------------------------------------------------------------------
 
@@ -204,19 +323,25 @@ class Boundary:
 
     def _govern(self) -> None:
         session, governor = self.session, self.session.governor
-        session.diary.tick(session.tick, self._loss())
+        loss = self._loss()
+        session.diary.tick(session.tick, loss, self._batch)
         if governor is None:
+            if loss is not None:
+                session.losses.add(loss)
             return
-        if self.loss is not None:
-            loss = self._loss()
-            assert loss is not None
+        if loss is not None:
             self.rolled_back = governor.judge(loss)
             if self.rolled_back:
                 session.roll_back(self.rolled_back)
                 return
+            session.losses.add(loss)
         every = session.keyframe_every
         if session._keyframe is None or (every and session.tick % every == 0):
             session.keep()
+
+
+def _edits(record: Record) -> bool:
+    return record.proposal is None or not only_writes(record.proposal)
 
 
 def _trains(tensor: torch.Tensor, op: object) -> bool:

@@ -11,16 +11,32 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from esper.ecology import order
+from esper.ecology import order, sparsity
+from esper.ecology import rules as ecology
 from esper.ir import pins
 from esper.plan import Refusal
 from esper.propose import (
+    AddBranch,
+    Deepen,
+    DequantizeLayers,
     DropRegion,
     FuseConvBN,
     KeepVocabulary,
+    LowRankSwap,
+    Lyse,
+    MergeBranches,
+    MergeFactors,
+    MergeUnits,
+    NoteProbe,
     Proposal,
     PruneUnits,
+    QuantizeLayers,
+    QuantizePhage,
+    RampUnits,
     Refit,
+    ResizeKernel,
+    Sedate,
+    StageKernel,
     WidenUnits,
 )
 
@@ -28,15 +44,34 @@ if TYPE_CHECKING:
     from esper.ir.model import Model
 
 Rule = Callable[["Model", Proposal], Refusal | None]
+_OF_AXES = (PruneUnits, KeepVocabulary, WidenUnits, RampUnits, MergeUnits)
+# Proposals whose targets are nodes by name.
+_OF_NODES = (
+    FuseConvBN,
+    Refit,
+    ResizeKernel,
+    StageKernel,
+    AddBranch,
+    LowRankSwap,
+    MergeFactors,
+    MergeBranches,
+    QuantizeLayers,
+    DequantizeLayers,
+)
+
+SETTLED = 20  # ticks for which a seed must have been committed before it is quantised
 
 
 def known_target(model: Model, proposal: Proposal) -> Refusal | None:
     """`unknown-target`: a target must be a living part."""
-    if isinstance(proposal, (PruneUnits, KeepVocabulary, WidenUnits)):
+    if isinstance(proposal, _OF_AXES):
         return _missing("axis", proposal.axis, model.anatomy.axes, model.identities.retired)
-    if isinstance(proposal, DropRegion):
+    if isinstance(proposal, (DropRegion, QuantizePhage)):
         return _missing("region", proposal.region, model.anatomy.phages, model.identities.retired)
-    if isinstance(proposal, (FuseConvBN, Refit)):
+    if isinstance(proposal, Deepen):
+        phages = model.anatomy.phages
+        return _missing("part", proposal.after, {**phages, **model.nodes}, model.identities.retired)
+    if isinstance(proposal, _OF_NODES):
         nodes = model.nodes
         for target in proposal.targets:
             refusal = _missing("node", target, nodes, set())
@@ -59,8 +94,13 @@ def _missing(
 
 def known_units(model: Model, proposal: Proposal) -> Refusal | None:
     """`unknown-unit`, `repeated-unit`: units must live, each named once."""
+    units: tuple[int, ...]
     if isinstance(proposal, PruneUnits):
         units = proposal.units
+    elif isinstance(proposal, WidenUnits):
+        units = proposal.sources
+    elif isinstance(proposal, MergeUnits):
+        units = (*proposal.units, *dict.fromkeys(proposal.into))
     elif isinstance(proposal, KeepVocabulary):
         units = proposal.tokens
     else:
@@ -78,7 +118,7 @@ def known_units(model: Model, proposal: Proposal) -> Refusal | None:
 
 def frozen_axis(model: Model, proposal: Proposal) -> Refusal | None:
     """`frozen-axis`: an op, a port or the user forbids another size of this axis."""
-    if not isinstance(proposal, (PruneUnits, WidenUnits)):
+    if not isinstance(proposal, (PruneUnits, WidenUnits, MergeUnits)):
         return None
     axis = model.anatomy.axes[proposal.axis]
     if axis.frozen_reason is None:
@@ -99,18 +139,31 @@ def frozen_axis(model: Model, proposal: Proposal) -> Refusal | None:
     return Refusal("frozen-axis", reason, axis.frozen_node, remedy)
 
 
-def apart_units(model: Model, proposal: Proposal) -> Refusal | None:
-    """`coupled-axis`: units that share statistics cannot grow without a change to all others."""
-    if not isinstance(proposal, WidenUnits):
+def several_units(model: Model, proposal: Proposal) -> Refusal | None:
+    """`single-unit`: the analysis leaves out axes of one unit, so nothing says where they live."""
+    if not isinstance(proposal, (WidenUnits, MergeUnits)):
         return None
     axis = model.anatomy.axes[proposal.axis]
-    if axis.lossy_reason is not None:
-        reason = f"units of {axis.id} share statistics ({axis.lossy_reason})"
-    elif axis.size <= 1:
-        reason = f"{axis.id} has a single unit, which the analysis does not tell from none"
-    else:
+    if axis.size > 1:
         return None
-    return Refusal("coupled-axis", reason, axis.id, "widen an axis of independent units")
+    return Refusal(
+        "single-unit",
+        f"{axis.id} has a single unit, which the analysis does not tell from none",
+        axis.id,
+        "choose an axis of several units",
+    )
+
+
+def paired_units(model: Model, proposal: Proposal) -> Refusal | None:
+    """`unpaired-unit`: each unit that is merged has one that takes over, as many as there are."""
+    if not isinstance(proposal, MergeUnits) or len(proposal.units) == len(proposal.into):
+        return None
+    return Refusal(
+        "unpaired-unit",
+        f"{len(proposal.units)} units of {proposal.axis} are merged into {len(proposal.into)}",
+        proposal.axis,
+        "name the unit that takes over for each",
+    )
 
 
 def never_empty(model: Model, proposal: Proposal) -> Refusal | None:
@@ -162,16 +215,55 @@ def bypassable_region(model: Model, proposal: Proposal) -> Refusal | None:
     )
 
 
-RULES: tuple[Rule, ...] = (
+def settled_phage(model: Model, proposal: Proposal) -> Refusal | None:
+    """`unsettled-phage`: what still grows, or was committed a moment ago, is not frozen."""
+    if not isinstance(proposal, QuantizePhage):
+        return None
+    path = f"{model.anatomy.phages[proposal.region].path}."
+    tick = model.ecology.tick
+    for name, life in model.ecology.slots().items():
+        seed = f"{life.seed}."
+        if not life.seed or not (path.startswith(seed) or seed.startswith(path)):
+            continue
+        if life.stage == "committed" and tick - life.since >= SETTLED:
+            continue
+        age = f"committed for {tick - life.since} of {SETTLED} ticks"
+        state = age if life.stage == "committed" else life.stage
+        return Refusal(
+            "unsettled-phage",
+            f"{proposal.region} holds the seed of {name}, which is {state}",
+            proposal.region,
+            "quantise once the seed has been committed for some time",
+        )
+    return None
+
+
+def removable_part(model: Model, proposal: Proposal) -> Refusal | None:
+    """What may not be cut or dropped is not sedated or lysed either, and no finding is noted of it.
+
+    The codes are those of the rules above.
+    """
+    if not isinstance(proposal, (Sedate, Lyse, NoteProbe)):
+        return None
+    rules = (known_target, known_units) if isinstance(proposal, NoteProbe) else STRUCTURE
+    refusals = (rule(model, proposal.removal) for rule in rules)
+    return next((refusal for refusal in refusals if refusal is not None), None)
+
+
+STRUCTURE: tuple[Rule, ...] = (
     known_target,
     known_units,
     frozen_axis,
-    apart_units,
+    several_units,
+    paired_units,
     never_empty,
     enough_units,
     bypassable_region,
     *order.RULES,
+    *sparsity.RULES,
+    settled_phage,
 )
+RULES: tuple[Rule, ...] = (*STRUCTURE, removable_part, *ecology.RULES)
 
 
 def check(model: Model, proposal: Proposal) -> Refusal | None:

@@ -68,6 +68,13 @@ class Engine:
 
     def run_unit(self, unit: Unit) -> None:
         """Apply a unit, judge it, keep it whole, keep the parts that pay, or keep nothing."""
+        try:
+            self._run_unit(unit)
+        finally:
+            # Solved tensors wait until here, since bisection applies proposals again.
+            self.model.payloads.clear()
+
+    def _run_unit(self, unit: Unit) -> None:
         self._trials = 0
         committed = copy.deepcopy(self.model) if self.judge.gate is not None else self.model
         with self.manager.transaction() as transaction:

@@ -15,6 +15,7 @@ from torch import fx
 
 from esper.apply import Applier, Follower, Journal
 from esper.contracts import check
+from esper.ecology.ledger import rested
 from esper.errors import BoundaryError, VerificationError
 from esper.instruments.base import Instrument, Stack
 from esper.ir import shapes
@@ -84,7 +85,8 @@ class PassManager:
         rewrite = rewrites().get(proposal.type)
         if rewrite is None:
             return Refusal("no-rewrite", f"no rewrite is installed for {proposal.type}")
-        return rewrite.plan(self.model, proposal)
+        plan = rewrite.plan(self.model, proposal)
+        return plan if isinstance(plan, Refusal) else rested(self.model.ecology, plan)
 
     def apply(self, proposal: Proposal, pass_: Pass | None = None) -> Record:
         """Commit a proposal or record why not. Never raises for a refusal or a failed check.
@@ -222,6 +224,7 @@ def _passed(plan: Plan) -> Record:
         proposal=plan.proposal,
         figures={**plan.figures, "tolerance": plan.tolerance},
         plan_digest=plan.digest,
+        plan_outline=plan.outline,
         plan_summary=plan.summary,
     )
 

@@ -118,6 +118,14 @@ class Rewrite:
         """Resolve a proposal against a model without changing anything."""
         raise TypeError(f"{type(self).__name__} does not define plan")
 
+    def follow(self, model: Model, plan: Plan) -> Plan | Refusal:
+        """The same change for a copy of the model with other weights, such as an average.
+
+        By default its proposal is resolved anew. A rewrite that chooses by weights overrides this
+        and takes the choice from `plan`.
+        """
+        return self.plan(model, plan.proposal)
+
 
 @cache
 def passes() -> dict[str, type[Pass]]:

@@ -7,16 +7,19 @@ be printed, hashed and compared, and does nothing by itself: only the manager ap
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from esper.ir.ecology import Immunity, SlotLife
+from esper.ir.ecology import Immunity, SlotLife, Sparsity
 from esper.propose import Proposal, Tolerance
 from esper.state import Grow, Patch, Select, StateTransform
 
 Path = tuple[int | str, ...]
+# The content hash behind an operation on a tensor; that of a selection is of positions.
+_VALUES = re.compile(r"^(  \S+: (?!select ).*) [0-9a-f]{16}$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class SetLife:
     """The life of a part from now on (`esper.ir.ecology`); None forgets it."""
 
     id: str
-    life: SlotLife | Immunity | None
+    life: SlotLife | Immunity | Sparsity | None
 
     def text(self) -> str:
         """Deterministic text."""
@@ -147,6 +150,8 @@ class Plan:
         lives: stages of slots and marks of the immune ledger that change.
         tolerance: the resolved class (a prune of a coupled axis is lossy).
         backend: backend to run on from now, if the plan chooses one.
+        keeps_anatomy: the edits put gates in or take them out: axes and regions stay what they
+            are, and what is known of them stays too.
         figures: computed facts worth recording (bytes before and after, units).
     """
 
@@ -159,6 +164,7 @@ class Plan:
     lives: tuple[SetLife, ...] = ()
     tolerance: Tolerance = "exact"
     backend: str | None = None
+    keeps_anatomy: bool = False
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
@@ -177,6 +183,12 @@ class Plan:
     def digest(self) -> str:
         """Hash of `text()`; equal plans have equal digests."""
         return hashlib.blake2b(self.text().encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def outline(self) -> str:
+        """Hash of `text()` without the values of tensors: what was learned has no effect."""
+        text = _VALUES.sub(r"\1", self.text())
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property
     def only_resizes(self) -> bool:

@@ -22,7 +22,8 @@ class Record(BaseModel):
         node: graph node (or ID) at which it was decided, if any.
         remedy: what would help, if anything.
         figures: measured or computed numbers (units, bytes, speedup, quality, ...).
-        plan: digest of the resolved plan, and its one-line summary.
+        plan: digest of the resolved plan, and its one-line summary; the outline is the digest
+            without the values of tensors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +37,7 @@ class Record(BaseModel):
     remedy: str = ""
     figures: dict[str, Any] = Field(default_factory=dict)
     plan_digest: str | None = None
+    plan_outline: str | None = None
     plan_summary: str = ""
     number: int = -1
     seconds: float = 0.0

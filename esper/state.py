@@ -125,6 +125,28 @@ class Replace:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """What follows the weight starts again at zero in marked entries; with `values` the weight too.
+
+    `at` is a bool tensor of the weight's shape.
+    """
+
+    at: torch.Tensor
+    values: bool = False
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.shadow(tensor) if self.values else tensor
+
+    def shadow(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Marked entries are zero; NaN too, so this is no multiplication."""
+        return torch.where(self.at.to(tensor.device), torch.zeros_like(tensor), tensor)
+
+    def text(self) -> str:
+        """Deterministic text."""
+        return f"forget {int(self.at.sum())} values={self.values} {digest(self.at)}"
+
+
+@dataclass(frozen=True)
 class Create:
     """A tensor that did not exist."""
 
@@ -146,7 +168,7 @@ class Drop:
         return "drop"
 
 
-Move = Select | Grow | Patch | Replace  # operations on a tensor that stays
+Move = Select | Grow | Patch | Replace | Forget  # operations on a tensor that stays
 Op = Move | Create | Drop
 
 

@@ -11,7 +11,8 @@ import typer
 
 from esper.errors import UsageError
 
-_FORMATS = ("parquet", "perfetto")
+_FORMATS = ("parquet", "perfetto", "tensorboard")
+_NAMES = "parquet, perfetto or tensorboard"
 
 
 def log_command(done: Callable[[int], None]) -> Callable[..., None]:
@@ -26,10 +27,16 @@ def log_command(done: Callable[[int], None]) -> Callable[..., None]:
             str | None, typer.Option(metavar="QUERY", help="Query the table events (DuckDB).")
         ] = None,
         export: Annotated[
-            str | None, typer.Option(metavar="FORMAT", help=f"{' or '.join(_FORMATS)}; needs -o.")
+            str | None, typer.Option(metavar="FORMAT", help=f"{_NAMES}; needs -o.")
         ] = None,
         output: Annotated[
-            Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to export to.")
+            Path | None,
+            typer.Option(
+                "-o",
+                "--output",
+                metavar="FILE",
+                help="Where to export to (a directory for tensorboard).",
+            ),
         ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
         verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print tracebacks.")] = False,
@@ -142,12 +149,14 @@ def _export(path: Path, kind: str, output: Path | None) -> int:
     from esper.recorder.log import Log
     from esper.recorder.perfetto import export_perfetto
     from esper.recorder.query import export_parquet
+    from esper.recorder.tensorboard import export_tensorboard
 
     if kind not in _FORMATS:
-        raise UsageError(f"a log is exported as {' or '.join(_FORMATS)}, not as {kind!r}")
+        raise UsageError(f"a log is exported as {_NAMES}, not as {kind!r}")
     if output is None:
-        raise UsageError("--export needs -o FILE")
-    {"parquet": export_parquet, "perfetto": export_perfetto}[kind](Log(path), output)
+        raise UsageError("--export needs -o FILE (a directory for tensorboard)")
+    exports = (export_parquet, export_perfetto, export_tensorboard)
+    dict(zip(_FORMATS, exports, strict=True))[kind](Log(path), output)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`esper`: looks into models and flight records, and runs the benchmarks of a checkout."""
+"""`esper`: looks into models and flight records, shows demos, runs a checkout's benchmarks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from esper.cli import shell
+from esper.cli.demo import demo_command
 from esper.cli.flight import log_command, why_command
 from esper.cli.options import make_app, run_app
+from esper.cli.replay import replay_command
 from esper.errors import UsageError
 
 NAME = "esper"
@@ -35,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> int:
         codes: list[int] = []
         done = codes.append
-        app = make_app(NAME, _inspect(done), _bench(done), log_command(done), why_command(done))
+        commands = (log_command, why_command, replay_command, demo_command)
+        app = make_app(NAME, _inspect(done), _bench(done), *(make(done) for make in commands))
         if run_app(app, NAME, words or ["--help"]):
             return 0
         return codes[0]
@@ -109,7 +112,13 @@ def _show(source: Any, *, as_json: bool, svg: str | None, time: bool) -> int:
         from esper.report.anatomy_svg import draw
         from esper.report.facts import from_model
 
-        outputs.write_text(svg, draw(from_model(model), title=f"Anatomy of {source.input}"))
+        picture = draw(
+            from_model(model),
+            title=Path(source.input).name,
+            facts=tree.headline(model, seconds),
+            shares=tree.shares(model, seconds),
+        )
+        outputs.write_text(svg, picture)
     if as_json:
         sys.stdout.write(render.dumps({"input": source.input, **found}) + "\n")
         return 0

@@ -24,7 +24,7 @@ from esper.cli.pt2_read import first_line, quiet_torch
 from esper.errors import OutputError
 from esper.ir.atomic import atomic_write
 from esper.ir.model import Model
-from esper.ir.onnx_graph import respell
+from esper.ir.onnx_graph import respell, translations
 from esper.passbase import Batch
 
 #: Longest suffix first, since `.aoti.pt2` ends in `.pt2` too.
@@ -183,7 +183,9 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
             # As it was exported: with gradients, attention has other strides, and views fail.
             with torch.no_grad():
                 respell(program)
-                found = torch.onnx.export(program, dynamo=True, verbose=False)
+                found = torch.onnx.export(
+                    program, dynamo=True, verbose=False, custom_translation_table=translations()
+                )
             if found is None:
                 raise OutputError("the result cannot be converted to ONNX")
             model = found.model_proto

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from esper.report.anatomy_svg import Shares
+
 if TYPE_CHECKING:
     from rich.text import Text
     from rich.tree import Tree
@@ -94,6 +96,24 @@ def as_data(model: Model, seconds: Mapping[str, float]) -> dict[str, Any]:
     return data
 
 
+def headline(model: Model, seconds: Mapping[str, float]) -> str:
+    """Size of a model in a few words, and its time where that was taken."""
+    text = f"{_total(model):,} parameters, {model.nbytes() / 1e6:.2f} MB"
+    return f"{text}, {sum(seconds.values()) * 1e3:.2f} ms node by node" if seconds else text
+
+
+def shares(model: Model, seconds: Mapping[str, float]) -> Shares:
+    """What each module path holds of the parameters, and of the time where it was taken."""
+    total, whole = max(_total(model), 1), sum(seconds.values())
+    parts = [build(model, seconds)]
+    for part in parts:  # grows meanwhile
+        parts += part.children.values()
+    return Shares(
+        {part.path: part.parameters / total for part in parts},
+        {part.path: part.seconds / whole for part in parts} if whole else {},
+    )
+
+
 def owned(model: Model, axis: Axis) -> int:
     """Parameter values that hold units of an axis: what is divided among its units."""
     names = {name for name, _ in axis.members}
@@ -109,9 +129,7 @@ def as_tree(model: Model, title: str, seconds: Mapping[str, float]) -> Tree:
 
     root = build(model, seconds)
     head = Text(title, style="bold")
-    head.append(f"  {_total(model):,} parameters, {model.nbytes() / 1e6:.2f} MB", style="dim")
-    if seconds:
-        head.append(f", {root.seconds * 1e3:.2f} ms node by node", style="dim")
+    head.append(f"  {headline(model, seconds)}", style="dim")
     tree = Tree(head)
     _grow(tree, root, model, _Whole(max(_total(model), 1), seconds))
     return tree

@@ -1,1 +1,1 @@
-"""Seeds and slots: what can be planted, how it comes in, and the order of its stages."""
+"""Growth and decay: stages, the immune ledger, scars, evidence, and the rules that read them."""

@@ -61,13 +61,22 @@ def spell_constant_indices(module: fx.GraphModule) -> None:
         if values is None or values.ndim != 1 or not isinstance(size, int):
             continue
         with module.graph.inserting_before(node):
-            result = _Spelling(node, dim, size).spell(x, values.tolist())
+            result = _Spelling(node, dim, size).spell(x, values.tolist(), _ones(node, index))
         if result is not None:
             node.replace_all_uses_with(result)
             made = node.all_input_nodes
             module.graph.erase_node(node)
             for each in made:
                 _sweep(each)
+
+
+def _ones(node: fx.Node, index: Any) -> tuple[int, int]:
+    """Dims of size one that an index puts before and after the one along which it selects."""
+    if node.target is not aten.index.Tensor:
+        return 0, 0
+    sizes = list(index.meta["val"].shape)
+    before = next((i for i, size in enumerate(sizes) if size != 1), 0)
+    return before, len(sizes) - 1 - before
 
 
 def _sweep(node: fx.Node) -> None:
@@ -168,8 +177,23 @@ class _Spelling:
         self._node, self._dim, self._size = node, dim, size
         self._mode = shapes.fake_mode(node.graph)
 
-    def spell(self, x: fx.Node, values: list[int]) -> fx.Node | None:
-        """The indexed value, or None where nothing plain says what the index does."""
+    def spell(self, x: fx.Node, values: list[int], ones: tuple[int, int]) -> fx.Node | None:
+        """The indexed value, or None where nothing plain says what the index does.
+
+        Args:
+            x: what is indexed.
+            values: positions along the dim.
+            ones: dims of size one that come before and after that dim.
+        """
+        result = self._selected(x, values)
+        if result is None:
+            return None
+        before, after = ones
+        for place in [self._dim + 1] * after + [self._dim] * before:
+            result = self._call(aten.unsqueeze.default, result, place)
+        return result
+
+    def _selected(self, x: fx.Node, values: list[int]) -> fx.Node | None:
         size, dim = self._size, self._dim
         values = [v + size if v < 0 else v for v in values]
         count = len(values)

@@ -17,6 +17,8 @@ from torch import fx
 if TYPE_CHECKING:
     from esper.ir.model import Model
 
+QUANTISED = ("_int8", "_int4")  # ends of names of buffers that hold what was a parameter
+
 
 class Tree:
     """A dominator tree with constant-time ancestor tests.
@@ -74,8 +76,9 @@ class Dataflow:
     """
 
     def __init__(self, model: Model) -> None:
-        self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        self._matrices = {name for name, p in model.named_parameters() if p.ndim > 1}
+        known = weights(model)
+        self._parameters = set(known)
+        self._matrices = {name for name, p in known.items() if p.ndim > 1}
         self._names = model.canonical_names()
         self.order = {node: i for i, node in enumerate(model.graph.nodes)}
         self.dependent: set[fx.Node] = set()
@@ -171,6 +174,16 @@ class Dataflow:
                     seen.add(user)
                     stack.append(user)
         return False
+
+
+def weights(model: Model) -> dict[str, torch.Tensor]:
+    """Parameters by every name, and buffers that hold quantised ones (`..._int8`, `..._int4`)."""
+    found: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    return found | {
+        name: buffer
+        for name, buffer in model.named_buffers(remove_duplicate=False)
+        if buffer.dtype in (torch.int8, torch.uint8) and name.endswith(QUANTISED)
+    }
 
 
 def _carries(node: fx.Node) -> bool:

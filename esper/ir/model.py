@@ -46,7 +46,9 @@ class _Data:
         self.payloads: dict[str, dict[str, torch.Tensor]] = {}
         self.ecology = Ecology()
         self.closed = ""
-        self.forwards: dict[str, Callable[..., Any]] = {}
+        # Text -> the function generated from it, and the one that runs in its place.
+        self.forwards: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+        self.weave: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
 
     def copy(self) -> _Data:
         new = _Data()
@@ -224,12 +226,27 @@ class Model(fx.GraphModule):
         if _KEY in self.__dict__.get("meta", {}):  # not while PyTorch builds the module
             cls, known = type(self), self._data.forwards
             before = known.pop(self._code, None)
-            if before is not None and _same_globals(before, cls.forward):
-                cls.forward = before
-            known[self._code] = cls.forward
+            if before is None or not _same_globals(before[0], cls.forward):
+                made, weave = cls.forward, self._data.weave
+                before = made, made if weave is None else weave(made)
+            known[self._code] = before
+            cls.forward = before[1]
             while len(known) > _REMEMBERED:
                 del known[next(iter(known))]
         return code
+
+    def weave(self, weave: Callable[[Callable[..., Any]], Callable[..., Any]] | None) -> None:
+        """Run `weave(function)` instead of each generated function from now on.
+
+        Copies run what was generated.
+        """
+        self._data.weave = weave
+        self.renew_code()
+
+    @property
+    def compiled(self) -> bool:
+        """Whether calls run compiled code, whole or in blocks."""
+        return self._compiled_call_impl is not None or self._data.weave is not None
 
     def mark_stale(self) -> None:
         """Regenerate code at the next call: edits in a batch then cost one code generation."""

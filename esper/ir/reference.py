@@ -37,30 +37,66 @@ def masked_reference(model: Model, removed: Mapping[str, Sequence[int]]) -> Mode
         it normalises over the units that stay. It can run and train, but is not meant to be saved.
     """
     reference = copy.deepcopy(model)
-    table, axes = reference.table, reference.anatomy.axes
-    keep: dict[int, IntArray] = {}
-    for name, units in removed.items():
-        axis = axes[name]
-        keep[axis.atom] = np.setdiff1d(np.arange(axis.size), axis.positions(tuple(units)))
     nodes = reference.nodes
-    by_node: dict[str, list[Use]] = {}
-    for use in table.uses:
-        mask_index = kept_index(use.term, keep, table.sizes)
-        if len(mask_index) < size_of(use.term, table.sizes):
-            by_node.setdefault(use.node, []).append(use)
-    for name, uses in by_node.items():
+    for name, masks in masks_by_node(reference, removed).items():
         node = nodes[name]
-        masks = {use: _mask(use, keep, table.sizes) for use in uses}
-        if uses[0].kind in _NORMS or uses[0].kind == "moments":
+        if norm_over_kept(node, masks) is not None:
             _normalise_kept(reference, node, masks)
             continue
         for use, mask in masks.items():
             _mask_operand(reference, node, use, mask)
-        if uses[0].kind == "mean":
+        if next(iter(masks)).kind == "mean":
             _rescale(reference, node, masks)
     reference.graph.lint()
     reference.recompile()
     return reference
+
+
+def masks_by_node(
+    model: Model, removed: Mapping[str, Sequence[int]]
+) -> dict[str, dict[Use, torch.Tensor]]:
+    """Node -> use -> which positions stay, for every node that consumes one of the units."""
+    table, axes = model.table, model.anatomy.axes
+    keep: dict[int, IntArray] = {}
+    for name, units in removed.items():
+        axis = axes[name]
+        keep[axis.atom] = np.setdiff1d(np.arange(axis.size), axis.positions(tuple(units)))
+    found: dict[str, dict[Use, torch.Tensor]] = {}
+    for use in table.uses:
+        mask = _mask(use, keep, table.sizes)
+        if not mask.all():
+            found.setdefault(use.node, {})[use] = mask
+    return found
+
+
+def norm_over_kept(node: fx.Node, masks: Mapping[Use, torch.Tensor]) -> Callable[..., Any] | None:
+    """The function of (mask, *arguments) that takes statistics over what stays.
+
+    None for a node that takes none.
+    """
+    kind = next(iter(masks)).kind
+    found: Callable[..., Any] | None = (
+        _MOMENTS[node.target] if kind == "moments" else _NORMS.get(kind)
+    )
+    return found
+
+
+def combined(rank: int, masks: Mapping[Use, torch.Tensor]) -> torch.Tensor:
+    """One mask that broadcasts over an operand of `rank` dims, where several dims are masked."""
+    result = torch.ones([1] * rank, dtype=torch.bool)
+    for use, mask in masks.items():
+        shape = [1] * rank
+        shape[use.dim] = -1
+        result = result & mask.reshape(shape)
+    return result
+
+
+def share_kept(masks: Mapping[Use, torch.Tensor]) -> float:
+    """All elements per element that stays, by which a mean over all of them is too small."""
+    factor = 1.0
+    for mask in masks.values():
+        factor *= mask.numel() / int(mask.sum())
+    return factor
 
 
 def _mask(use: Use, keep: Mapping[int, Any], sizes: Mapping[int, int]) -> torch.Tensor:
@@ -90,7 +126,7 @@ def _mask_operand(model: Model, node: fx.Node, use: Use, mask: torch.Tensor) -> 
     read = _buffer(model, node, mask.reshape([-1] + [1] * (rank - use.dim - 1)))
     with model.graph.inserting_before(node):
         masked = model.graph.call_function(
-            aten.where.ScalarOther, (read, operand, _NEUTRAL[use.kind])
+            aten.where.ScalarOther, (read, operand, NEUTRAL[use.kind])
         )
     masked.meta = _like(operand)
     set_path(node, use.path, masked)
@@ -98,15 +134,12 @@ def _mask_operand(model: Model, node: fx.Node, use: Use, mask: torch.Tensor) -> 
 
 # What a masked unit counts as where statistics are not taken over the rest by other means. Not
 # infinite: gradients of what is computed from masked units would be NaN, not zero.
-_NEUTRAL = {"zero": 0.0, "mean": 0.0, "one": 1.0, "lowest": -1e30, "highest": 1e30}
+NEUTRAL = {"zero": 0.0, "mean": 0.0, "one": 1.0, "lowest": -1e30, "highest": 1e30}
 
 
 def _rescale(model: Model, node: fx.Node, masks: Mapping[Use, torch.Tensor]) -> None:
-    factor = 1.0
-    for mask in masks.values():
-        factor *= mask.numel() / int(mask.sum())
     with model.graph.inserting_after(node):
-        scaled = model.graph.call_function(aten.mul.Tensor, (node, factor))
+        scaled = model.graph.call_function(aten.mul.Tensor, (node, share_kept(masks)))
     scaled.meta = _like(node)
     node.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
 
@@ -114,14 +147,9 @@ def _rescale(model: Model, node: fx.Node, masks: Mapping[Use, torch.Tensor]) -> 
 def _normalise_kept(model: Model, node: fx.Node, masks: Mapping[Use, torch.Tensor]) -> None:
     """Statistics over kept elements; several masked dims combine by broadcasting."""
     rank = node.args[0].meta["val"].ndim  # type: ignore[union-attr]
-    combined = torch.ones([1] * rank, dtype=torch.bool)
-    for use, mask in masks.items():
-        shape = [1] * rank
-        shape[use.dim] = -1
-        combined = combined & mask.reshape(shape)
-    read = _buffer(model, node, combined)
-    kind = next(iter(masks)).kind
-    norm = _MOMENTS[node.target] if kind == "moments" else _NORMS[kind]
+    read = _buffer(model, node, combined(rank, masks))
+    norm = norm_over_kept(node, masks)
+    assert norm is not None
     with model.graph.inserting_before(node):
         made = model.graph.call_function(norm, (read, *node.args), node.kwargs)
     made.meta = _like(node)

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from esper.ir.dataflow import Dataflow
+from esper.ir.dataflow import Dataflow, weights
 from esper.ir.seedlings import Seedlings
 from esper.ir.shapes import describe, same_value
 
@@ -109,7 +109,7 @@ def phages_and_slots(model: Model) -> tuple[dict[str, Phage], dict[str, Slot]]:
         if owner is not None and _absorbs(branch, owner):
             del modules[branch.path]
     named = _identify(model, flow, seeds, modules, branches)
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    sizes = {name: p.numel() for name, p in weights(model).items()}
     phages = {name: _phage(name, region, flow, sizes) for name, region in named.items()}
     slots = [
         slot_at(f"slot:{name.removeprefix('phage:')}.out", region.exit)

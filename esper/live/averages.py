@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from esper.apply import Applier
+from esper.contracts import check
 from esper.errors import BoundaryError, UsageError
 from esper.ir import shapes
 from esper.ir.model import Model
-from esper.manager import PassManager
+from esper.passbase import rewrites
 from esper.plan import Refusal
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ class AverageFollower:
         average = self.average
         average.payloads.update(self.model.payloads)
         average.ecology.tick = self.model.ecology.tick
-        own = PassManager(average).plan(plan.proposal)
+        refusal = check(average, plan.proposal)
+        own = refusal or rewrites()[plan.proposal.type].follow(average, plan)
+        average.payloads.clear()
         if isinstance(own, Refusal):
             raise BoundaryError(f"the averaged copy cannot follow: {own.reason}")
         applier = Applier(average, journal)

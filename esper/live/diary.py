@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from esper.live import keyframes
+from esper.live.recording import Recording
+from esper.recorder import calls
 from esper.recorder.decisions import Proposed, ResolvedConfig, Rewrite, Verdict
 from esper.recorder.event import Event
 from esper.recorder.fingerprint import run_started
 from esper.recorder.happenings import (
     Boundary,
     Metric,
+    Probe,
     Recompile,
     Rollback,
     Tick,
@@ -25,9 +29,10 @@ if TYPE_CHECKING:
 
     from esper.ir.model import Model
     from esper.live.compiled import Compilation
+    from esper.live.governor import Charge
     from esper.live.policy import StatePolicy
     from esper.propose import Proposal
-    from esper.recorder.writer import Recorder
+    from esper.recorder.taker import EventTaker, Stateful
     from esper.records import Record
 
 Digests = tuple[str, str, str]  # of graph, parameters and buffers, optimizer state
@@ -38,13 +43,15 @@ class Diary:
     """Writes the events of a session; without a recorder it does nothing.
 
     Ticks are written at once and reach the disk with the next boundary at which something was
-    proposed, at the latest every `sync_every` ticks.
+    proposed, at the latest after `sync_seconds` of the recorder's clock.
     """
 
-    def __init__(self, recorder: Recorder | None, sync_every: int = 50) -> None:
+    def __init__(self, recorder: EventTaker | None, recording: Recording) -> None:
         self.recorder = recorder
-        self._sync_every = sync_every
+        self.recording = recording
         self._compilations = 0
+        self.here: int | None = None  # the event of the latest tick
+        self._due = 0  # when ticks are synced next
 
     def begin(self, model: Model, seeds: Mapping[str, int]) -> None:
         """The first event, unless the log goes on."""
@@ -52,27 +59,43 @@ class Diary:
             return
         parameter = next(iter(model.parameters()), None)
         device = "cpu" if parameter is None else str(parameter.device)
-        start = run_started(seeds=seeds, device=device, model=graph_digest(model))
+        recording = self.recording
+        start = run_started(
+            seeds=seeds,
+            device=device,
+            config=calls.config(recording.config, self.recorder.program, recording.agents),
+            model=graph_digest(model),
+        )
         self.recorder.event("run-started", start)
         self.recorder.sync()
 
-    def tick(self, tick: int, loss: float | None) -> None:
-        """One training step."""
+    def tick(self, tick: int, loss: float | None, batch: Any = None) -> None:
+        """One training step; of its data only a digest is kept."""
         if self.recorder is not None:
             self.recorder.tick = tick
-            self.recorder.event("tick", Tick(loss=loss))
-            if tick % self._sync_every == 0:
+            digest = "" if batch is None else batch_digest(batch)
+            event = self.recorder.event("tick", Tick(loss=loss, batch=digest))
+            self.here = event.number
+            if event.time > self._due:
+                self._due = event.time + int(1e9 * self.recording.sync_seconds)
                 self.recorder.sync()
 
-    def proposed(self, proposal: Proposal, rank: int, policy: StatePolicy, cause: Cause) -> Cause:
+    def proposed(
+        self, model: Model, proposal: Proposal, rank: int, policy: StatePolicy, cause: Cause
+    ) -> Cause:
         """A proposal as submitted, and what was resolved; returns the event to go on from."""
         if self.recorder is None:
             return None
         target = proposal.targets[0] if proposal.targets else ""
         agent = proposal.proposer
-        payload = Proposed(proposal=proposal.model_dump(mode="json"), rank=rank)
+        brought = model.payloads.get(str(getattr(proposal, "digest", "")))
+        payload = Proposed(
+            proposal=proposal.model_dump(mode="json"),
+            rank=rank,
+            tensors="" if brought is None else self.recorder.tensors(brought),
+        )
         event = self.recorder.event("proposal", payload, cause=cause, agent=agent, target=target)
-        config = _resolved(proposal, policy)
+        config = resolved(proposal, policy.text())
         return self.recorder.event(
             "resolved-config", config, cause=event, agent=agent, target=target
         )
@@ -102,7 +125,7 @@ class Diary:
             rewrite = Rewrite(
                 record.plan_digest or "",
                 before[0], after[0], before[1], after[1], before[2], after[2],
-                record.plan_summary,
+                record.plan_summary, record.plan_outline or "",
             )  # fmt: skip
             event = self.recorder.event("rewrite", rewrite, cause=event, **names)
         return event
@@ -126,24 +149,66 @@ class Diary:
         if self.recorder is not None:
             self.recorder.event("metric", Metric(name, value))
 
-    def boundary(self, index: int, digests: Digests, loss: float | None) -> None:
-        """The state after a boundary at which something was proposed; it is on disk then."""
+    def boundary(
+        self, index: int, digests: Digests, loss: float | None, cursors: Mapping[str, int]
+    ) -> None:
+        """The state after a boundary, which is on disk then."""
         if self.recorder is not None:
             payload = Boundary(
                 index=index,
                 graph=digests[0],
                 parameters=digests[1],
                 optimizer=digests[2],
+                generators=cursors,
                 loss=loss,
             )
             self.recorder.event("boundary", payload)
             self.recorder.sync()
 
-    def rolled_back(self, reason: str, to: int, charged: Sequence[str]) -> None:
-        """The governor acted."""
+    def keyframe(self, tick: int, session: Stateful, cursors: Mapping[str, int]) -> None:
+        """The whole state that the step of this tick starts from."""
         if self.recorder is not None:
-            figures = {"to_tick": to, "charged": list(charged)}
-            self.recorder.event("rollback", Rollback(reason=reason, figures=figures))
+            self.recorder.tick = tick
+            keyframes.write(self.recorder, self.recording, tick, session.state_dict(), cursors)
+
+    def undone(self, error: BaseException, proposals: int) -> None:
+        """An exception ended a boundary: what was applied at it is undone."""
+        if self.recorder is not None:
+            reason = f"the boundary ended with {type(error).__name__}"
+            self.recorder.event("rollback", Rollback(reason, figures={"proposals": proposals}))
+            self.recorder.sync()
+
+    def probed(self, payload: Probe, agent: str, target: str, cause: Cause) -> Cause:
+        """A probe began, or ended with a finding."""
+        if self.recorder is None:
+            return None
+        return self.recorder.event("probe", payload, cause=cause, agent=agent, target=target)
+
+    def rolled_back(
+        self,
+        reason: str,
+        to: int | None,
+        charged: Sequence[tuple[Charge, int | None]],
+        figures: Mapping[str, Any],
+    ) -> None:
+        """The governor acted.
+
+        Args:
+            reason: why.
+            to: number of the tick's event whose state was restored.
+            charged: antibodies, each with the number of the proposal's event.
+            figures: that a replay needs.
+        """
+        if self.recorder is not None:
+            events = [event for _, event in charged if event is not None]
+            told = {
+                **figures,
+                "charged": [page for (page, _), _ in charged],
+                "against": [against for (_, against), _ in charged],
+                "charged_events": events,
+            }
+            payload = Rollback(reason, to, events[-1] if events else None, told)
+            self.recorder.event("rollback", payload)
             self.recorder.sync()
 
     def compiled(self, compilation: Compilation) -> None:
@@ -156,7 +221,8 @@ class Diary:
             self.recorder.event("recompile", payload)
 
 
-def _resolved(proposal: Proposal, policy: StatePolicy) -> ResolvedConfig:
+def resolved(proposal: Proposal, state_policy: str) -> ResolvedConfig:
+    """What is going to be applied: the proposal's fields after defaults."""
     fields = proposal.model_dump(mode="json", exclude={"type", "proposer", "evidence"})
     blend: dict[str, Any] = fields.pop("blend", None) or {}
     return ResolvedConfig(
@@ -165,7 +231,7 @@ def _resolved(proposal: Proposal, policy: StatePolicy) -> ResolvedConfig:
         curve=str(blend.get("curve", "")),
         tempo=str(blend.get("ticks", "")),
         init=str(fields.pop("init", "")),
-        state_policy=policy.text(),
+        state_policy=state_policy,
         values=fields,
     )
 
@@ -173,6 +239,13 @@ def _resolved(proposal: Proposal, policy: StatePolicy) -> ResolvedConfig:
 def graph_digest(model: Model) -> str:
     """32 hexadecimal digits for the printed graph."""
     return hashlib.blake2b(str(model).encode(), digest_size=16).hexdigest()
+
+
+def batch_digest(batch: Any) -> str:
+    """32 hexadecimal digits for the tensors of a batch, in whatever containers."""
+    leaves = torch.utils._pytree.tree_leaves(batch)
+    tensors = {str(i): leaf for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
+    return tensors_digest(tensors)
 
 
 def digests(model: Model, optimizers: Sequence[torch.optim.Optimizer]) -> Digests:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from esper.ecology import ledger
+
+if TYPE_CHECKING:
+    from esper.ir.ecology import Ecology
+    from esper.propose import Proposal
+
+Charge = tuple[str, str]  # page of the immune ledger, and the proposal type that is blamed
 
 
 @dataclass
@@ -48,3 +58,17 @@ class Governor:
         while len(self.losses) > self.window:
             self.losses.popleft()
         return ""
+
+
+def charges(proposal: Proposal) -> list[Charge]:
+    """What a proposal is charged with when training broke after it: it may be what broke it."""
+    if not ledger.acts(proposal):
+        return []
+    return [(page, proposal.type) for page in ledger.blamed(proposal)]
+
+
+def charge(ecology: Ecology, charged: Iterable[Charge]) -> None:
+    """Antibodies against doing the same again."""
+    for name, against in charged:
+        page = ecology.immunity(name)
+        ecology.set(name, ledger.charged(page, ecology.tick, against, ecology.terms))

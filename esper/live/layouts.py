@@ -14,7 +14,7 @@ import torch
 
 from esper.errors import UsageError
 from esper.live.policy import Moments
-from esper.state import Grow, Move, Patch, Replace, Select
+from esper.state import Forget, Grow, Move, Patch, Replace, Select
 
 # State key and the parameter's shape -> the parameter's dim that each dim of the state tensor is.
 Layout = Callable[[str, tuple[int, ...]], tuple[int, ...]]
@@ -107,6 +107,9 @@ def follow(
         return state
     if isinstance(op, Patch):
         return state
+    if isinstance(op, Forget):
+        whole = tuple(dims) == tuple(range(len(shape))) and state.shape == op.at.shape
+        return op.shadow(state) if whole else state  # a factored moment stands for many entries
     if isinstance(op, Replace):
         return _restart(op, state, dims, shape)
     if op.dim not in dims or state.shape[dims.index(op.dim)] != shape[op.dim]:

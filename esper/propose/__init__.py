@@ -16,8 +16,26 @@ from pydantic import Field, SerializeAsAny, TypeAdapter, WrapValidator
 from esper.errors import UsageError
 from esper.ir.ecology import Blend
 from esper.propose.base import ProposalBase, Tolerance
-from esper.propose.growth import WidenUnits
+from esper.propose.decay import (
+    ForgetScar,
+    GrantLease,
+    Lyse,
+    NoteProbe,
+    Sedate,
+    TendLedger,
+    Wake,
+)
+from esper.propose.growth import (
+    AddBranch,
+    Deepen,
+    MergeUnits,
+    RampUnits,
+    ResizeKernel,
+    StageKernel,
+    WidenUnits,
+)
 from esper.propose.seeds import AdvanceSeed, CullSeed, PlantSeed
+from esper.propose.sparse import ClearMask, FoldMask, GateCells, RegrowMask, SetMask
 from esper.propose.structure import (
     Cast,
     DropRegion,
@@ -29,25 +47,59 @@ from esper.propose.structure import (
     Refit,
     SelectBackend,
 )
+from esper.propose.swaps import (
+    DequantizeLayers,
+    Distil,
+    LowRankSwap,
+    MergeBranches,
+    MergeFactors,
+    QuantizeLayers,
+    QuantizePhage,
+)
 
 __all__ = [
     "ADAPTER",
+    "AddBranch",
     "AdvanceSeed",
     "Blend",
     "Cast",
+    "ClearMask",
     "CullSeed",
+    "Deepen",
+    "DequantizeLayers",
+    "Distil",
     "DropRegion",
     "EliminateDead",
     "FoldConstants",
+    "FoldMask",
+    "ForgetScar",
     "FuseConvBN",
+    "GateCells",
+    "GrantLease",
     "KeepVocabulary",
+    "LowRankSwap",
+    "Lyse",
+    "MergeBranches",
+    "MergeFactors",
+    "MergeUnits",
+    "NoteProbe",
     "PlantSeed",
     "Proposal",
     "ProposalBase",
     "PruneUnits",
+    "QuantizeLayers",
+    "QuantizePhage",
+    "RampUnits",
     "Refit",
+    "RegrowMask",
+    "ResizeKernel",
+    "Sedate",
     "SelectBackend",
+    "SetMask",
+    "StageKernel",
+    "TendLedger",
     "Tolerance",
+    "Wake",
     "WidenUnits",
     "parse",
     "register",
@@ -70,9 +122,34 @@ _Union = (
     | Cast
     | SelectBackend
     | WidenUnits
+    | Sedate
+    | Wake
+    | Lyse
+    | ForgetScar
+    | NoteProbe
+    | TendLedger
+    | GrantLease
+    | MergeUnits
+    | RampUnits
+    | Deepen
+    | ResizeKernel
+    | StageKernel
+    | AddBranch
     | PlantSeed
     | AdvanceSeed
     | CullSeed
+    | SetMask
+    | RegrowMask
+    | GateCells
+    | ClearMask
+    | FoldMask
+    | LowRankSwap
+    | MergeFactors
+    | MergeBranches
+    | Distil
+    | QuantizeLayers
+    | QuantizePhage
+    | DequantizeLayers
 )
 _BUILT_IN: dict[str, type[ProposalBase]] = {_type_of(cls): cls for cls in get_args(_Union)}
 _others: dict[str, type[ProposalBase]] = {}

@@ -127,12 +127,14 @@ class Proposed(Payload):
     Attributes:
         proposal: all its fields (give the proposal itself; it is kept as plain data).
         rank: its place among those of this boundary.
+        tensors: digest of the tensors that it brings along, "" if there are none.
     """
 
     kind: ClassVar[str] = "proposal"
 
     proposal: Any
     rank: int = 0
+    tensors: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,10 @@ class Verdict(Payload):
 
 @dataclass(frozen=True)
 class Rewrite(Payload):
-    """A change that was applied. All fields but `summary` are digests."""
+    """A change that was applied. All fields but `summary` are digests.
+
+    `outline` is that of the plan without the values of tensors.
+    """
 
     kind: ClassVar[str] = "rewrite"
 
@@ -194,6 +199,7 @@ class Rewrite(Payload):
     optimizer_before: str = ""
     optimizer_after: str = ""
     summary: str = ""
+    outline: str = ""
 
 
 @dataclass(frozen=True)

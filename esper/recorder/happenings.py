@@ -137,8 +137,9 @@ class Rollback(Payload):
 
     Attributes:
         reason: one sentence.
-        to: number of the event (a boundary or keyframe) whose state was restored.
-        charged: number of the proposal event that is held responsible, if any.
+        to: number of the event (a tick, boundary or keyframe) whose state was restored.
+        charged: number of the latest proposal event that is held responsible, if any; figures
+            name all of them.
         figures: that made it act.
     """
 

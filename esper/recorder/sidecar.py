@@ -69,6 +69,15 @@ def store(log: Path, tensors: Mapping[str, torch.Tensor]) -> str:
     return digest
 
 
+def remove(log: Path, digest: str) -> None:
+    """Remove a file of tensors, if it is there. Raises OutputError."""
+    path = directory(log) / f"{digest}.safetensors"
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be removed: {error.strerror or error}") from error
+
+
 def load(log: Path, digest: str) -> dict[str, torch.Tensor]:
     """Read tensors back.
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esper.errors import EsperError, InputError, UsageError
 from esper.recorder import canonical, chain, fingerprint, frames, kinds, sidecar
+from esper.recorder.calls import Call
 from esper.recorder.event import Event
 from esper.recorder.happenings import Finished, Keyframe, Resumed
 from esper.recorder.payload import Payload, Plain
 from esper.recorder.sink import Sink
+from esper.recorder.taker import Stateful
 
 if TYPE_CHECKING:
     import torch
@@ -47,11 +49,14 @@ class Recorder:
         path: of the log, a new file unless `resume`.
         run: name of the run; by default a random one. With `resume` it must be that of the log.
         resume: continue the log: True, or what `position` returned when the checkpoint was written
-            that the run goes on from, which is then held against the log.
+            that the run goes on from, which is then held against the log (as far as it says).
+        restart: training state that the session given this recorder goes on from.
         clock: nanoseconds since 1970; None leaves times out, so that equal runs have equal logs.
 
     Attributes:
         tick: training step, put on every event; the run sets it.
+        program: what a replay runs again, for the first event; `calls.program` sets it.
+        keyframes: tick -> digest of the keyframes that are in the side directory.
         resumed: the event that this recorder wrote when it continued a log, else None.
 
     Raises:
@@ -66,10 +71,14 @@ class Recorder:
         *,
         run: str | None = None,
         resume: bool | Mapping[str, Any] = False,
+        restart: Mapping[str, Any] | None = None,
         clock: Callable[[], int] | None = time.time_ns,
     ) -> None:
         self.path = Path(path)
         self.tick = 0
+        self.program: Call | None = None
+        self.keyframes: dict[int, str] = {}
+        self._restart = restart
         self.resumed: Event | None = None
         self._clock = clock
         self._lock = threading.Lock()
@@ -190,7 +199,21 @@ class Recorder:
             state=dict(state or {}),
             generators=dict(generators or {}),
         )
-        return self.event("keyframe", payload, cause=cause)
+        event = self.event("keyframe", payload, cause=cause)
+        self.keyframes[event.tick] = payload.digest
+        return event
+
+    def forget(self, digest: str) -> None:
+        """Remove a keyframe from the side directory; the event that names it stays."""
+        self._check_usable()
+        sidecar.remove(self.path, digest)
+        self.keyframes = {t: own for t, own in self.keyframes.items() if own != digest}
+
+    def attached(self, session: Stateful) -> None:
+        """A session is ready: it goes on from `restart`, where that was given."""
+        if self._restart is not None:
+            session.load_state_dict(self._restart)
+            self._restart = None
 
     def finish(self, status: str = "completed", reason: str = "") -> None:
         """Record that the run ended on purpose, and close."""
@@ -270,6 +293,8 @@ class Recorder:
             nonlocal head, last, tick
             content = canonical.decode(frame.payload)
             tick, last = int(content["tick"]), frame.hash.hex()
+            if content["kind"] == "keyframe":
+                self.keyframes[tick] = str(content["payload"]["digest"])
             if wanted == content["number"] + 1:
                 head = last
 
@@ -285,7 +310,7 @@ class Recorder:
                 f"the checkpoint was written after event {wanted - 1}, and {self.path} ends with "
                 f"event {found.events - 1}"
             )
-        if position is not None and wanted and position["head"] != head:
+        if position is not None and wanted and position.get("head", head) != head:
             raise InputError(
                 f"event {wanted - 1} of {self.path} is not the one that the checkpoint was written "
                 "after: it belongs to another life of this run"

@@ -30,12 +30,17 @@ def render(data: ReportData) -> str:
         _environment(data),
         records_section(data),
     ]
+    return document(f"{data.title}: Esper report", _top(data), *sections)
+
+
+def document(title: str, top: Markup, *sections: Markup | None) -> str:
+    """A whole page around its parts, with the style and the script that all pages share."""
     page = el(
         "html",
-        _head(data),
+        _head(title),
         el(
             "body",
-            el("main", _top(data), *sections),
+            el("main", top, *sections),
             el("footer", "Made by Esper. This file needs no network and sends nothing."),
             el("script", _script()),
         ),
@@ -53,7 +58,7 @@ def _script() -> Markup:
     return _asset("page.js")
 
 
-def _head(data: ReportData) -> Markup:
+def _head(title: str) -> Markup:
     # The policy names the one script by digest: markup that slipped in could still run nothing.
     digest = base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
     policy = (
@@ -66,7 +71,7 @@ def _head(data: ReportData) -> Markup:
         el("meta", http_equiv="Content-Security-Policy", content=policy),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
-        el("title", f"{data.title}: Esper report"),
+        el("title", title),
         el("style", _asset("page.css"), style()),
     )
 

@@ -7,6 +7,8 @@ from importlib.resources import files
 
 from esper.report.markup import Markup, el
 
+_MARGIN = 20.0  # around a picture that is a file of its own
+
 
 @cache
 def style() -> Markup:
@@ -57,18 +59,21 @@ class Canvas:
     def svg(self, height: float, standalone: bool) -> Markup:
         """The finished picture."""
         name, about = f"{self.prefix}-title", f"{self.prefix}-desc"
+        edge = _MARGIN if standalone else 0.0
+        wide, high = self.width + 2 * edge, height + 2 * edge
+        paper = el("rect", x=-edge, y=-edge, width=wide, height=high, class_="es-paper")
         return el(
             "svg",
             el("title", self._title, id=name),
             el("desc", self._description, id=about),
             el("style", style()) if standalone else None,
             el("defs", self._hatch("cut", 45), self._hatch("grown", 135)),
-            el("rect", width="100%", height="100%", class_="es-paper") if standalone else None,
+            paper if standalone else None,
             *self._parts,
             xmlns="http://www.w3.org/2000/svg",
-            viewbox=f"0 0 {self.width:g} {height:g}",
-            width=self.width,
-            height=height,
+            viewbox=f"{-edge:g} {-edge:g} {wide:g} {high:g}",
+            width=wide,
+            height=high,
             role="img",
             class_="es",
             aria_labelledby=f"{name} {about}",

@@ -82,7 +82,7 @@ class PlantSeedRewrite(Rewrite):
             skip=phage is not None and not phage.branch,
         )
         output = seed_joint.incubate(writer, Ref(host.name), seed)
-        readers = tuple(user.name for user in host.users)
+        readers = tuple(user.name for user in sorted(host.users))
         planted = life.model_copy(
             update={
                 "stage": "incubating",

@@ -11,7 +11,7 @@ from esper.passbase import Context, Pass, Proposals, Remark
 from esper.propose import PruneUnits
 from esper_passes import saliency
 from esper_passes.alignment import best_size
-from esper_passes.choice import chosen_axes
+from esper_passes.choice import chosen_axes, ruleless
 from esper_passes.cost import unit_costs
 from esper_passes.saliency import Scores
 
@@ -63,6 +63,7 @@ class Prune(Pass):
 
     def propose(self, model: Model, context: Context) -> Proposals:
         chosen = self.choose(model)
+        yield from ruleless(model)
         if not chosen:
             yield Remark(
                 "missed",

@@ -1,59 +1,63 @@
 """The rewrite behind `WidenUnits`: new units in everything that holds the axis.
 
-Growing and then cutting the same units restores every tensor bit for bit, except with `net2net`,
-which moves a share of old weights to the copies.
+Growing and then cutting the same units restores every tensor bit for bit, with two exceptions that
+touch old weights: `net2net`, which moves a share of them to the copies (`MergeUnits` gives it back,
+bit for bit), and whatever rescales (`rms`, and an axis whose norms are compensated).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import fx
 
-from esper.ir.terms import atoms_of, kept_index, size_of, unit_index
+from esper.ir.terms import atoms_of, size_of
 from esper.passbase import Rewrite
 from esper.plan import Edit, Plan, Refusal, SetArg, UnitGrowth
 from esper.propose import WidenUnits
-from esper.state import Grow, Op, Patch, StateTransform
-from esper_passes.growth_init import drawn, share
+from esper.propose.base import Tolerance
+from esper.propose.growth import Init
+from esper.state import Create, Op, StateTransform
+from esper_passes.filling import Filling, How, Layout, filled
+from esper_passes.gradmax import solved_rows
+from esper_passes.growth_mask import masks
+from esper_passes.outgoing import Place, outgoing
+from esper_passes.widen_stream import stream
 
 if TYPE_CHECKING:
     from esper.ir.anatomy import Axis
     from esper.ir.model import Model
     from esper.ir.terms import IntArray
 
-aten = torch.ops.aten
-# Contractions, the operand that is a weight, and the weight's dim that is contracted.
-_WEIGHTS: dict[Any, tuple[int, int]] = {
-    aten.linear.default: (1, 1),
-    aten.matmul.default: (1, -2),
-    aten.mm.default: (1, -2),
-    aten.bmm.default: (1, -2),
-    aten.addmm.default: (2, -2),
-    **{getattr(aten, f"conv{n}d").default: (1, 1) for n in (1, 2, 3)},
-    **{getattr(aten, f"conv{n}d").padding: (1, 1) for n in (1, 2, 3)},
+# What comes into new units, and what goes out of them.
+_RECIPES: dict[Init, tuple[How, How]] = {
+    "zero": ("drawn", "zero"),
+    "net2net": ("copy", "share"),
+    "random": ("drawn", "drawn"),
+    "masked": ("drawn", "drawn"),
+    "rms": ("drawn", "drawn"),
+    "gradmax": ("solved", "zero"),
 }
-Place = tuple[str, int]  # tensor, dim
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where positions go along one dim of one tensor.
+@dataclass
+class Recipe:
+    """How each place is filled, and what else changes.
 
     Attributes:
-        places: new place of each old position.
-        new: places that are new.
-        sources: old position that each new one stands for, if units are copied.
-        parents: new place of each of those positions.
+        fillings: by (tensor, dim); places that are not named are drawn.
+        edits: literals beside sizes that change.
+        tolerance: of the result.
+        note: what the plan says beside the counts.
     """
 
-    places: IntArray
-    new: IntArray
-    sources: IntArray
-    parents: IntArray
+    fillings: dict[Place, Filling]
+    default: Filling
+    edits: list[Edit] = field(default_factory=list)
+    tolerance: Tolerance = "reassociates"
+    note: str = ""
 
 
 class WidenUnitsRewrite(Rewrite):
@@ -62,136 +66,115 @@ class WidenUnitsRewrite(Rewrite):
     type = "widen-units"
 
     def plan(self, model: Model, proposal: WidenUnits) -> Plan | Refusal:
-        """Refuses where the new units could not be kept out of the function (see `_outgoing`)."""
+        """Refuses where new units could not be kept out of the function (see `outgoing`)."""
         table, axis = model.table, model.anatomy.axes[proposal.axis]
-        outgoing = _outgoing(model, axis)
-        if isinstance(outgoing, Refusal):
-            return outgoing
-        if proposal.init == "net2net" and proposal.count > axis.size:
-            return Refusal(
-                "too-many-copies",
-                f"{proposal.count} copies of {axis.size} units would share parents",
-                axis.id,
-                "widen in several steps",
-            )
         generator = torch.Generator().manual_seed(proposal.seed)
-        chosen = torch.randperm(axis.size, generator=generator)
-        sources = chosen.repeat(-(-proposal.count // axis.size))[: proposal.count].numpy()
-        larger = {**table.sizes, axis.atom: axis.size + proposal.count}
+        sources = _sources(axis, proposal, generator)
+        if isinstance(sources, Refusal):
+            return sources
+        recipe = _recipe(model, axis, proposal)
+        if isinstance(recipe, Refusal):
+            return recipe
+        solved = solved_rows(model, axis, proposal) if proposal.init == "gradmax" else {}
+        if isinstance(solved, Refusal):
+            return solved
+        trained = {name for name, _ in model.named_parameters()}
         ops: dict[str, tuple[Op, ...]] = {}
         added = 0
         for name in table.tensors_of.get(axis.atom, ()):
             tensor = model.tensor(name)
             assert tensor is not None
-            before = tensor.numel()
-            grown: list[Op] = []
             value = tensor.detach()
+            grown: list[Op] = []
             for dim, term in enumerate(table.tensors[name]):
                 if axis.atom not in atoms_of(term):
                     continue
-                gather = np.concatenate([np.arange(axis.size), sources])
-                owners = unit_index(term, axis.atom, larger)
-                layout = _layout(kept_index(term, {axis.atom: gather}, table.sizes), owners, axis)
-                made = _grow(value, dim, layout, proposal, (name, dim) in outgoing, generator)
-                for op in made:
+                layout = Layout.of(axis, term, sources, table.sizes)
+                filling = recipe.fillings.get((name, dim), recipe.default)
+                if name not in trained:
+                    filling = Filling("copy")  # statistics and tables: drawn ones mean nothing
+                elif filling.how == "solved" and name not in solved:
+                    filling = Filling("zero")
+                for op in filled(value, dim, layout, filling, generator, solved.get(name)):
                     value = op(value)
-                grown += made
+                    grown.append(op)
             ops[name] = tuple(grown)
-            added += value.numel() - before
+            added += value.numel() - tensor.numel()
+        larger = {**table.sizes, axis.atom: axis.size + proposal.count}
         edits: list[Edit] = [
             SetArg(literal.node, literal.path, sum(size_of(term, larger) for term in literal.terms))
             for literal in table.literals_of.get(axis.atom, ())
         ]
+        edits += recipe.edits
+        if proposal.init == "masked":
+            behind = masks(model, axis, proposal.count)
+            if isinstance(behind, Refusal):
+                return behind
+            edits += behind.edits
+            ops |= {name: (Create(mask, trainable=False),) for name, mask in behind.buffers.items()}
+        parents = [axis.unit_ids[i] for i in sources] if proposal.init == "net2net" else []
         return Plan(
             proposal=proposal,
-            summary=f"add {proposal.count} units to the {axis.size} of {axis.id} ({proposal.init})",
+            summary=f"add {proposal.count} units to the {axis.size} of {axis.id} ({proposal.init}"
+            f"{recipe.note})",
             edits=tuple(edits),
             state=StateTransform(ops),
             growths=(UnitGrowth(axis.id, proposal.count),),
-            tolerance=proposal.tolerance,
+            tolerance=recipe.tolerance,
             figures={
                 "units": proposal.count,
                 "units_before": axis.size,
                 "parameters_added": added,
+                **({"parents": parents} if parents else {}),
             },
         )
 
 
-def _layout(gather: IntArray, owners: IntArray, axis: Axis) -> _Layout:
-    is_new = owners >= axis.size
-    new, places = np.flatnonzero(is_new), np.flatnonzero(~is_new)
-    sources = gather[new]
-    return _Layout(places, new, sources, places[sources])
+def _sources(axis: Axis, proposal: WidenUnits, generator: torch.Generator) -> IntArray | Refusal:
+    """Positions of the units that new ones stand for."""
+    if proposal.sources and len(proposal.sources) != proposal.count:
+        return Refusal(
+            "too-few-sources",
+            f"{len(proposal.sources)} units are named for {proposal.count} copies",
+            axis.id,
+            "name one unit for each copy",
+        )
+    if proposal.sources:
+        return np.array(axis.positions(proposal.sources), dtype=np.int64)
+    if proposal.init == "net2net" and proposal.count > axis.size:
+        return Refusal(
+            "too-many-copies",
+            f"{proposal.count} copies of {axis.size} units would share parents",
+            axis.id,
+            "widen in several steps",
+        )
+    chosen = torch.randperm(axis.size, generator=generator)
+    sources: IntArray = chosen.repeat(-(-proposal.count // axis.size))[: proposal.count].numpy()
+    return sources
 
 
-def _grow(
-    value: torch.Tensor,
-    dim: int,
-    layout: _Layout,
-    proposal: WidenUnits,
-    outgoing: bool,
-    generator: torch.Generator,
-) -> list[Grow | Patch]:
-    """Operations on one dim of one tensor."""
-    index = torch.from_numpy(layout.sources).to(value.device)
-    places = tuple(layout.places.tolist())
-    copies = value.index_select(dim, index)
-    if proposal.init == "net2net":
-        sources = tuple(layout.sources.tolist())
-        if not outgoing:
-            return [Grow(dim, places, copies, sources)]
-        part = share(copies, generator)
-        parents = tuple(layout.parents.tolist())
-        return [Grow(dim, places, part, sources), Patch(dim, parents, copies - part)]
-    if not value.is_floating_point():
-        return [Grow(dim, places, copies)]
-    if outgoing and proposal.init == "zero":
-        return [Grow(dim, places, torch.zeros_like(copies))]
-    return [Grow(dim, places, drawn(value, copies, dim, generator))]
-
-
-def _outgoing(model: Model, axis: Axis) -> set[Place] | Refusal:
-    """Dims of weights through which the units act on what follows.
-
-    Only where every consumer is a contraction with a weight can weights decide what new units do.
-    """
-    nodes, table = model.nodes, model.table
-    names = model.canonical_names()
-    uses = table.uses_of.get(axis.atom, ())
-    found: dict[Place, set[str]] = {}
-    for use in uses:
-        node = nodes[use.node]
-        operand, dim = _WEIGHTS.get(node.target, (-1, 0))
-        weight = node.args[operand] if operand >= 0 else None
-        reads = isinstance(weight, fx.Node) and weight.op == "get_attr"
-        if use.kind != "zero" or not reads:
-            return Refusal(
-                "no-outgoing-weight",
-                f"units of {axis.id} are consumed at %{node.name} ({node.target}) without a weight "
-                "that could keep new ones out of the function",
-                node.name,
-                "widen an axis that linear layers or convolutions read",
-            )
-        assert isinstance(weight, fx.Node)
-        name = names[str(weight.target)]
-        place = (name, dim % weight.meta["val"].ndim)
-        if axis.atom not in atoms_of(table.tensors[name][place[1]]):
-            return Refusal(
-                "no-outgoing-weight",
-                f"%{node.name} reads units of {axis.id} in another dimension of {name}",
-                node.name,
-            )
-        found.setdefault(place, set()).add(node.name)
-    if not found:
-        return Refusal("no-outgoing-weight", f"nothing reads the units of {axis.id}", axis.id)
-    for (name, _), readers in found.items():
-        for reader in model.readers().get(name, ()):
-            others = {user.name for user in nodes[reader].users} - readers
-            if others:
-                return Refusal(
-                    "shared-tensor",
-                    f"{name} serves %{min(others)} too, which the new units would reach",
-                    min(others),
-                    "untie the tensor before",
-                )
-    return set(found)
+def _recipe(model: Model, axis: Axis, proposal: WidenUnits) -> Recipe | Refusal:
+    if axis.lossy_reason is not None:
+        found = stream(model, axis, proposal)
+        if isinstance(found, Refusal):
+            return found
+        return Recipe(found.fillings, Filling(), found.edits, found.tolerance, found.note)
+    acting = outgoing(model, axis)
+    if isinstance(acting, Refusal):
+        return acting
+    if proposal.init == "net2net" and not acting.linear:
+        return Refusal(
+            "no-share",
+            f"units of {axis.id} act on what follows through a nonlinearity, which has no shares",
+            axis.id,
+            "use init zero",
+        )
+    come, go = _RECIPES[proposal.init]
+    scale = 1.0
+    if proposal.init == "rms":
+        scale = float(np.sqrt(axis.size / (axis.size + proposal.count)))
+    fillings = {
+        place: Filling(come, go, positions, acts=True, scale=scale)
+        for place, positions in acting.places.items()
+    }
+    return Recipe(fillings, Filling(come), tolerance=proposal.tolerance)

@@ -16,7 +16,18 @@ from esper.ir.rules import REGISTRY
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # The pages that run, and how many outputs each shows at least.
-PAGES = {"axes.md": 2, "how-a-rewrite-travels.md": 4, "write-your-own-pass.md": 4, "slots.md": 7}
+PAGES = {
+    "agents.md": 4,
+    "axes.md": 2,
+    "flight-recorder.md": 6,
+    "decay.md": 5,
+    "how-a-rewrite-travels.md": 4,
+    "slots.md": 7,
+    "growth.md": 3,
+    "signals-and-masks.md": 5,
+    "swaps.md": 6,
+    "write-your-own-pass.md": 4,
+}
 
 
 @pytest.fixture

@@ -50,6 +50,22 @@ CASES: dict[str, Case] = {
         tokens(),
         {"l1/head-size": 6},
     ),
+    "baddbmm": Case(
+        lambda m, x: (
+            torch.baddbmm(
+                m.l2(x), torch.bmm(x, m.l0(x).transpose(1, 2)), m.l1(x), beta=0.5, alpha=2.0
+            )
+            @ m.c
+        ),
+        lambda: {
+            "l0": nn.Linear(4, 4),
+            "l1": nn.Linear(4, 6),
+            "l2": nn.Linear(4, 6),
+            "c": parameter(6, 2),
+        },
+        tokens(),
+        {"l1/head-size": 6},
+    ),
     "outer and inner": Case(
         lambda m, x: m.l0(x) * torch.inner(torch.outer(m.a, m.b), m.c),
         lambda: {"l0": nn.Linear(4, 3), "a": parameter(3), "b": parameter(6), "c": parameter(6)},

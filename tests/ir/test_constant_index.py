@@ -84,6 +84,21 @@ def test_an_index_with_structure_is_spelled_out(name: str, op: str) -> None:
         oracle.assert_exact_cut(wide, removed, (x.double(),), {})
 
 
+@pytest.mark.parametrize("name", ["two runs", "shuffled"])
+@pytest.mark.parametrize("shape", [(1, -1), (-1, 1), (1, -1, 1)], ids=str)
+def test_dims_of_size_one_that_an_index_has_are_kept(name: str, shape: tuple[int, ...]) -> None:
+    values, expected = STRUCTURED[name]
+
+    def taken(_: nn.Module, y: Tensor) -> Tensor:
+        return y[..., torch.tensor(list(values)).reshape(shape)].flatten(-len(shape))
+
+    model, module, x = traced(taken, len(values))
+    assert set(expected) <= set(called(model))
+    assert "unsqueeze" in called(model)
+    torch.testing.assert_close(model(x), module(x), rtol=0, atol=0)
+    assert model.anatomy.axes["axis:enter/neurons"].cuttable
+
+
 def test_a_buffer_that_is_not_saved_is_a_constant() -> None:
     model, module, x = traced(lambda m, y: y.index_select(-1, m.get_buffer("unsaved")), 4)
     assert "index_select" not in called(model)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+import random
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import esper
+from esper.ir.ecology import Terms
+from esper.live.checkpoint import copied
+from esper.propose import DropRegion, NoteProbe, PruneUnits, TendLedger, WidenUnits
+from esper.recorder.log import Log
+from tests.live.training import CUT, batch, step, traced
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
@@ -48,3 +58,113 @@ def test_a_falling_loss_is_never_broken(noise: list[float]) -> None:
     governor = esper.Governor()
     for index, wave in enumerate(noise):
         assert governor.judge(wave * math.exp(-index / 20)) == ""
+
+
+# -- what a rollback restores, and whom it charges -------------------------------------------------
+
+WIDEN = WidenUnits(axis="axis:block.0/neurons", count=2)
+FINDING = NoteProbe(target="phage:block", outcome="undecided", change=0.0, batches=2)
+
+
+def _session(**options: Any) -> esper.Session:
+    model = traced()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=60)
+    governor = esper.Governor()
+    return esper.Session(model, optimizer, scheduler=scheduler, governor=governor, **options)
+
+
+def _step(session: esper.Session, generator: torch.Generator) -> float:
+    loss = step(session.model, session.optimizer, batch(generator))
+    session.schedulers[0].step()
+    return loss
+
+
+def _state(session: esper.Session) -> dict[str, Any]:
+    state: dict[str, Any] = copied(session.state_dict())
+    del state["recorder"], state["events"], state["governor"]
+    state.pop("lifecycle", None)  # it has heard the loss of the boundary
+    state["ecology"] = session.model.ecology.tick
+    del state["model"]["anatomy"]  # it holds the charge
+    return state
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one == other)
+
+
+def test_a_planted_nan_returns_to_the_last_good_boundary(tmp_path: Path) -> None:
+    terms = Terms(half_life=4.0)
+    session, generator = (
+        _session(recorder=tmp_path / "run.esperlog", terms=terms),
+        torch.Generator(),
+    )
+    for _ in range(3):
+        with session.boundary(_step(session, generator)):
+            pass
+    loss = _step(session, generator)
+    good = _state(session)
+    with session.boundary(loss) as boundary:
+        assert boundary.submit(CUT, WIDEN)[1].kind == "passed"
+    with torch.no_grad():
+        session.model.get_parameter("block.0.weight")[0, 0] = math.nan
+    torch.rand(5), random.random(), np.random.random()
+    with session.boundary(_step(session, generator)) as boundary:
+        assert boundary.rolled_back == "the loss is nan"
+        assert _equal(good, _state(session))
+        # The same again is refused, others and other targets are not.
+        records = boundary.submit(CUT, WIDEN, PruneUnits(axis=CUT.axis, units=(2,)))
+    assert [(r.kind, r.code) for r in records] == [
+        ("missed", "antibodies"),
+        ("missed", "antibodies"),
+        ("passed", "applied"),
+    ]
+    while session.tick < 8:  # by then the antibodies weigh less than half
+        with session.boundary(_step(session, generator)) as boundary:
+            pass
+    with session.boundary(_step(session, generator)) as boundary:
+        assert boundary.submit(CUT)[0].kind == "passed"
+    session.close()
+    log = Log(tmp_path / "run.esperlog")
+    (rollback,) = (e.payload for e in log if e.kind == "rollback")
+    first, second = [e for e in log if e.kind == "proposal"][:2]
+    assert rollback.charged == second.number
+    assert rollback.figures["charged_events"] == [*[first.number] * 3, second.number]
+    assert rollback.figures["charged"] == [*(f"{CUT.axis}[{u}]" for u in CUT.units), WIDEN.axis]
+    assert log.event(rollback.to).kind == "tick"
+    assert log.event(rollback.to).tick == rollback.figures["to_tick"] == 3
+
+
+def test_what_only_writes_is_not_charged_and_hides_nothing() -> None:
+    session, generator = _session(), torch.Generator()
+    with session.boundary(_step(session, generator)) as boundary:
+        boundary.submit(DropRegion(region="phage:block"))
+    with session.boundary(_step(session, generator)) as boundary:
+        assert boundary.submit(TendLedger(), FINDING)[0].code == "no-change"
+    with session.boundary(math.inf) as boundary:
+        assert session.tick == 0  # before the drop, not before the note about it
+    charged = session.model.ecology.pages()
+    assert {name: [a.against for a in page.antibodies] for name, page in charged.items()} == {
+        "phage:block": ["drop-region"]
+    }
+
+
+def test_antibodies_stay_when_training_breaks_again() -> None:
+    session, generator = _session(), torch.Generator()
+    with session.boundary(_step(session, generator)) as boundary:
+        boundary.submit(CUT)
+    for _ in range(2):
+        with session.boundary(math.nan) as boundary:
+            assert boundary.rolled_back
+            assert session.tick == 0
+        page = session.model.ecology.immunity(f"{CUT.axis}[1]")
+        assert [a.against for a in page.antibodies] == ["prune-units"]
+    assert [e.kind for e in session.events.events()].count("rollback") == 2
+    with session.boundary(_step(session, generator)) as boundary:
+        assert boundary.submit(CUT)[0].code == "antibodies"

@@ -295,7 +295,7 @@ def test_a_change_is_undone_with_its_harm() -> None:
         assert "inf" in boundary.rolled_back
     assert str(session.model) == before
     charged = session.model.ecology.immunity("phage:block")
-    assert [antibody.harm for antibody in charged.antibodies] == [1.0]
+    assert [(a.harm, a.against) for a in charged.antibodies] == [(1.0, "drop-region")]
 
 
 def test_the_governor_gives_up_in_the_end() -> None:

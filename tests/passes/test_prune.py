@@ -21,6 +21,7 @@ from esper_passes.cost import unit_costs
 from esper_passes.prune import Prune
 from tests import oracle, zoo
 from tests.passes.support import drive
+from tests.zoo.catalogue import ENTRIES
 
 
 class Toy(nn.Module):
@@ -113,6 +114,21 @@ def test_no_axis_is_a_missed_remark(axes: str) -> None:
     assert (remark.kind, remark.code) == ("missed", "no-axis")
     assert axes in remark.reason
     assert remark.remedy
+
+
+def test_an_op_without_a_rule_is_named_with_its_line_and_a_remedy() -> None:
+    module, args, kwargs = ENTRIES["custom_op_without_a_rule"].build(torch.float64)
+    model = esper.trace(module, args, kwargs)
+    _, _, remarks = drive(Prune(axes="any", align=1), model)
+    (remark,) = [r for r in remarks if r.code == "no-axis-rule"]
+    stopped = [a for a in model.anatomy.axes.values() if a.frozen_node == remark.node]
+    assert stopped
+    assert remark.figures["axes"] == len(stopped)
+    assert stopped[0].id in remark.reason
+    assert f"%{remark.node} (" in remark.reason
+    assert "custom.py:" in remark.reason
+    assert "esper.register_axis_rule" in remark.remedy
+    assert not any(r.code == "no-axis-rule" for r in drive(Prune(), toy())[2])
 
 
 def test_heads_are_cut_and_their_size_is_not() -> None:

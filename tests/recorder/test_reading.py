@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from esper.cli.main import main
+from esper.recorder import tensorboard
 from esper.recorder.decisions import (
     HeadMask,
     HeadSample,
@@ -137,6 +139,75 @@ def test_exports_are_read_back(log: tuple[Path, dict[str, Event]], tmp_path: Pat
     assert {e["args"]["name"] for e in made if e["ph"] == "M"} == {"slot:stem.out", "tamiyo", "run"}
 
 
+def _fields(data: bytes) -> list[tuple[int, Any]]:
+    """A protobuf message as (number, value) pairs."""
+
+    def varint(at: int) -> tuple[int, int]:
+        value = shift = 0
+        while True:
+            value |= (data[at] & 127) << shift
+            shift, at = shift + 7, at + 1
+            if data[at - 1] < 128:
+                return value, at
+
+    found: list[tuple[int, Any]] = []
+    at = 0
+    while at < len(data):
+        key, at = varint(at)
+        value: Any
+        if key & 7 == 2:
+            length, at = varint(at)
+            value, at = data[at : at + length], at + length
+        elif key & 7 == 0:
+            value, at = varint(at)
+        else:
+            form = "<d" if key & 7 == 1 else "<f"
+            size = struct.calcsize(form)
+            value, at = struct.unpack(form, data[at : at + size])[0], at + size
+        found.append((key >> 3, value))
+    return found
+
+
+def test_tensorboard_reads_the_event_file(
+    log: tuple[Path, dict[str, Event]], tmp_path: Path
+) -> None:
+    path, events = log
+    folder = tmp_path / "board"
+    assert main(["log", str(path), "--export", "tensorboard", "-o", str(folder)]) == 0
+    data = (folder / tensorboard.FILE).read_bytes()
+    # The check value of CRC-32C, masked.
+    crc = 0xE3069283
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    assert tensorboard._checksum(b"123456789") == struct.pack("<I", masked)
+    messages = []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        body = data[12 : 12 + length]
+        assert data[8:12] == tensorboard._checksum(data[:8])
+        assert data[12 + length : 16 + length] == tensorboard._checksum(body)
+        messages.append(dict(_fields(body)))
+        data = data[16 + length :]
+    assert messages[0] == {1: 0.0, 3: b"brain.Event:2"}
+    scalars, texts = {}, {}
+    for message in messages[1:]:
+        value = dict(_fields(dict(_fields(message[5]))[1]))
+        tag = value[1].decode()
+        if 8 in value:
+            assert dict(_fields(dict(_fields(value[9]))[1])) == {1: b"text"}
+            texts[tag] = (message[2], dict(_fields(value[8]))[8].decode())
+        else:
+            scalars[tag] = (message[2], value[2])
+    assert scalars["loss"] == (9, 0.25)
+    assert scalars["accuracy"] == (9, 0.75)
+    assert scalars["outcome/loss_change"][1] == pytest.approx(-0.1)
+    assert scalars["tamiyo/blend/entropy"] == (3, 0.0)
+    code = events["verdict"].code
+    assert texts["tamiyo/verdict"] == (
+        3,
+        f"{code} slot:stem.out: passed [applied] planted norm",
+    )
+
+
 def test_summary_and_verification(
     log: tuple[Path, dict[str, Event]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,10 +232,11 @@ def test_summary_and_verification(
     [
         (["log", "none.esperlog"], 3, "cannot be read"),
         (["log", "LOG", "--verify", "--sql", "x"], 2, "exclude one another"),
-        (["log", "LOG", "--export", "csv", "-o", "x"], 2, "parquet or perfetto"),
+        (["log", "LOG", "--export", "csv", "-o", "x"], 2, "parquet, perfetto or tensorboard"),
         (["log", "LOG", "--export", "parquet"], 2, "needs -o"),
         (["log", "LOG", "--export", "parquet", "-o", "none/x"], 2, "cannot be written"),
         (["log", "LOG", "--export", "perfetto", "-o", "none/x"], 2, "cannot be written"),
+        (["log", "LOG", "--export", "tensorboard", "-o", "LOG"], 2, "cannot be made"),
         (["log", __file__], 3, "not a flight record"),
         (["why", "LOG", "ZZZZZZZZ"], 3, "has no event"),
         (["why", "LOG", "U!"], 3, "is no code"),

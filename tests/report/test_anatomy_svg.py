@@ -9,7 +9,7 @@ import pytest
 
 from esper import trace
 from esper.report.anatomy_layout import block_of, common, layout
-from esper.report.anatomy_svg import draw, from_model
+from esper.report.anatomy_svg import Shares, draw, from_model
 from esper.report.data import AxisRow
 from esper.report.facts import facts
 from tests.models import MODELS
@@ -38,6 +38,20 @@ def test_widths_are_proportional_to_units() -> None:
     picture = draw([neurons("a.up", 100), neurons("b.up", 400)])
     small, large = widths(picture, "es-fill")
     assert large == pytest.approx(4 * small, rel=1e-3)
+
+
+def test_lines_are_as_long_as_shares() -> None:
+    rows = [neurons("net.0.up", 10), neurons("net.1.up", 10), neurons("net.2.up", 20)]
+    shares = Shares({"net.0": 0.1, "net.1": 0.2, "net.2": 0.6}, {"net.2": 0.3})
+    picture = draw(rows, shares=shares, facts="3 parameters")
+    together, apart = widths(picture, "es-share")  # 0 and 1 are alike and drawn as one
+    (timed,) = widths(picture, "es-time")
+    assert apart == pytest.approx(0.6 / 0.3 * together, rel=0.02)  # a stack is 6 pixels narrower
+    assert timed == pytest.approx(apart / 2, rel=1e-3)
+    assert "2 alike, 30.0% of parameters" in picture
+    assert "60.0% of parameters, 30.0% of time" in picture
+    assert "3 parameters" in picture
+    assert "es-share" not in draw(rows).split("</style>")[1]
 
 
 def test_cut_part_is_hatched_at_its_width() -> None:
@@ -94,7 +108,7 @@ def test_unlike_layers_become_columns_when_many() -> None:
     cut = [neurons(f"net.layers.{i}.up", 4096 - 8 * i) for i in range(96)]
     (group,) = layout(deep, cut)
     assert not group.alike
-    picture = draw(deep, cut)
+    picture = draw(deep, cut, standalone=False)
     assert "96 blocks" in picture
     assert len(widths(picture, "es-fill")) == 96
     height = float(ET.fromstring(picture).attrib["height"])

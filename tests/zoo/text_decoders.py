@@ -26,7 +26,7 @@ TABLE = (
     _decoder(
         "gptj",
         "GPTJForCausalLM",
-        "embedding 1, heads 2, head-size 6, neurons 2",
+        "embedding 1, heads 2, head-size 5, neurons 2",
         "n_embd=24, n_layer=2, n_head=4, n_positions=13, rotary_dim=4",
     ),
     _decoder(

@@ -18,7 +18,7 @@ from torch import nn
 
 from esper.errors import BackendError
 from esper.gate.backends.base import Call, export, tensor_leaves
-from esper.ir.onnx_graph import respell
+from esper.ir.onnx_graph import respell, translations
 
 
 def missing_packages(*names: str) -> list[str]:
@@ -38,7 +38,9 @@ def export_onnx(model: nn.Module, calls: Sequence[Call], path: Path) -> None:
         with torch.no_grad(), _quiet():
             program = export(model, calls)
             respell(program)
-            converted = torch.onnx.export(program, dynamo=True, verbose=False)
+            converted = torch.onnx.export(
+                program, dynamo=True, verbose=False, custom_translation_table=translations()
+            )
             if converted is None:
                 raise BackendError("the ONNX exporter returned no program.")
             converted.save(str(path), external_data=True)

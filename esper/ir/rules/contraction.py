@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from esper.ir.axes import Dims, Rule, Rules
+from esper.ir.weights import MASK
 
 aten = torch.ops.aten
 KERNEL = "convolution kernel"  # not an axis of units: the anatomy leaves these dims out
@@ -58,9 +59,9 @@ _MOVES = (aten.index.Tensor, aten.transpose.int, aten.permute.default, aten.view
 
 
 def _is_weight(node: Any) -> bool:
-    """A parameter, or some of its rows: the experts that a router chose."""
-    while node.op == "call_function" and node.target in _MOVES:
-        node = node.args[0]
+    """A parameter, masked or not, or some of its rows: the experts that a router chose."""
+    while node.op == "call_function" and (node.target in _MOVES or node.target is MASK):
+        node = node.args[1 if node.target is MASK else 0]
     return bool(node.op == "get_attr")
 
 

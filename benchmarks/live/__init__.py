@@ -1,0 +1,1 @@
+"""Benchmarks of training that changes: overhead, replays, kills."""

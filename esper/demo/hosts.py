@@ -1,0 +1,109 @@
+"""The models of the storyboards: small, ordinary, and traced before training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from esper.demo.data import Data
+from esper.ir.marker import Slot
+from esper.ir.model import Model
+from esper.ir.trace import trace
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with a shortcut around them (He et al. 2016), [N, C, H, W]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(functional.relu(self.first(x)))
+
+
+class ImageNet(nn.Module):
+    """Stem, a marked slot, residual blocks, pooling: images [N, 1, H, W] to logits [N, classes]."""
+
+    def __init__(self, width: int, depth: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 5, padding=2)
+        self.grow = Slot()
+        self.blocks = nn.Sequential(*[Block(width) for _ in range(depth)])
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        stem = functional.avg_pool2d(functional.relu(self.stem(images)), 2)
+        features = functional.relu(self.blocks(self.grow(stem)))
+        logits: Tensor = self.head(features.mean((2, 3)))
+        return logits
+
+
+class Attention(nn.Module):
+    """Causal attention over [N, T, width]."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        q, k, v = (
+            f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for f in (self.query, self.key, self.value)
+        )
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        result: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return result
+
+
+class Layer(nn.Module):
+    """Attention and a perceptron, each before a sum (pre-norm)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        return x + self.mlp(x)
+
+
+class CharacterModel(nn.Module):
+    """A language model of characters: numbers [N, T] to logits [N, T, characters]."""
+
+    def __init__(self, width: int, depth: int, length: int, characters: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(characters, width)
+        self.position = nn.Parameter(0.02 * torch.randn(length, width))
+        self.layers = nn.Sequential(*[Layer(width, 4) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, characters)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.layers(self.embedding(tokens) + self.position)
+        logits: Tensor = self.head(self.norm(hidden))
+        return logits
+
+
+def image_host(data: Data, seed: int, width: int = 8, depth: int = 2) -> Model:
+    """A traced `ImageNet` with weights from the seed."""
+    torch.manual_seed(seed)
+    return trace(ImageNet(width, depth, data.classes), (data.train[0][:4],))
+
+
+def text_host(data: Data, seed: int, width: int = 32, depth: int = 3) -> Model:
+    """A traced `CharacterModel` with weights from the seed."""
+    torch.manual_seed(seed)
+    length = data.train[0].shape[1]
+    return trace(CharacterModel(width, depth, length, data.classes), (data.train[0][:4],))
