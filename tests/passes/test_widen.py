@@ -388,7 +388,7 @@ def test_several_copies_of_one_unit_share_with_each_other() -> None:
     manager = esper.PassManager(model)
     with manager.transaction() as transaction:
         for fields in ({"count": 25}, {"count": 4, "sources": (2, 2, 0, 2)}):
-            grow = WidenUnits(axis=axis.id, init="net2net", seed=SEED, **fields)  # type: ignore[arg-type]
+            grow = WidenUnits(axis=axis.id, init="net2net", seed=SEED, **fields)
             record = manager.apply(grow)
             assert record.kind == "passed", record.line()
             _equal(oracle.run(model, args, kwargs), outputs, axis.id)
