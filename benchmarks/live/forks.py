@@ -45,7 +45,7 @@ def forked(function: Callable[..., Any], *args: Any) -> Any:
         except EOFError:
             found = None
     if process.exitcode != 0:
-        raise RuntimeError(f"{function.__name__}{args} ended with {process.exitcode}")
+        raise RuntimeError(f"{function}{args} ended with {process.exitcode}")
     return found
 
 

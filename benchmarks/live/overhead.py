@@ -11,6 +11,7 @@ The recorder is timed by itself: events as sessions and agents write them, and o
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import random
 import statistics
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 
 import esper
+from benchmarks.live.forks import spread
 from benchmarks.result_file import write
 from esper.recorder import policy
 from esper.recorder.decisions import HeadMask, Mask, Observation
@@ -34,7 +36,8 @@ from esper.recorder.generators import Generators
 from esper.recorder.happenings import Tick
 from esper.recorder.writer import Recorder
 
-PAIRS, STEPS = 120, 5
+PAIRS, STEPS = 60, 5
+HOWS = ("session", "session and record", "record, governor and batches")
 EVENTS = 4000
 
 
@@ -168,13 +171,14 @@ def record(folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure and write the result file."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workers", type=int, default=1)
+    workers = parser.parse_args().workers
     torch.set_num_threads(1)
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         events = record(Path(folder))
-        for how in ("session", "session and record", "record, governor and batches"):
-            rows.append(measure(how, Path(folder)))
-            print(rows[-1], flush=True)
+        rows = spread(lambda how: measure(how, Path(folder)), HOWS, workers)
+    rows.sort(key=lambda row: HOWS.index(row["with"]))
     write(
         "overhead",
         "Cost of a session and its flight record without proposals",
