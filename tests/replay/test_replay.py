@@ -59,11 +59,14 @@ def test_nothing_changed(recorded: Path, level: str, capsys: pytest.CaptureFixtu
     before = recorded.read_bytes()
     code, found = _replayed(recorded, capsys, "--level", level)
     assert (code, found["equal"], found["divergence"]) == (0, True, None)
-    expected = {
-        "decision": {"head-sample": 30},
-        "pass": {"keyframe": 2, "resolved-config": 9, "verdict": 9, "rewrite": 9},
+    kinds = {
+        "decision": ["head-sample"],
+        "pass": ["keyframe", "resolved-config", "verdict", "rewrite"],
     }
-    assert found["compared"] == expected.get(level, found["compared"])
+    there = Log(recorded).counts()
+    if level in kinds:
+        assert found["compared"] == {kind: there[kind] for kind in kinds[level]}
+        assert min(found["compared"].values()) > 1
     if level == "full":
         assert sum(found["compared"].values()) == len(Log(recorded)) - 1  # all but `finished`
     assert recorded.read_bytes() == before
