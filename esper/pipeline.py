@@ -25,8 +25,8 @@ _SEARCH = "search(prune,reconstruct)"
 PRESETS: Mapping[str, str] = {
     "O0": "",
     "O1": _EXACT,
-    "O2": f"{_EXACT},cast",
-    "O3": f"{_EXACT},{_SEARCH},cast",
+    "O2": f"{_EXACT},cast,quantize",
+    "O3": f"{_EXACT},{_SEARCH},cast,quantize",
 }
 
 

@@ -153,7 +153,7 @@ class Options:
             "-O",
             metavar="0..3",
             panel=_PASSES,
-            help="-O1: exact rewrites and backend choice (the default). -O2: plus casts. "
+            help="-O1: exact rewrites and backend choice (the default). -O2: plus casts and int8. "
             "-O3: plus structure, searched within the quality budget.",
         ),
     ] = None
