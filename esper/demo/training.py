@@ -182,7 +182,8 @@ def train(
             recording=Recording(agents=calls, keyframes_every=keyframes_every),
             generators=Generators(seed),
             stateful={"meter": meter},
-            governor=Governor(),
+            # The governor would take back what someone cuts in spite of the loss.
+            governor=None if cut else Governor(),
             terms=Terms.model_validate(terms or {}),
             lifecycle=Lifecycle((_GERMINATE, BLENDED, PROBATION)),
             signals_every=10,
