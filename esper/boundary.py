@@ -54,6 +54,9 @@ class Boundary:
         self.rolled_back = ""
         self._observation: Observation | None = None
         self._kept = False
+        # Of the session as the boundary opened, to be put back should it fail.
+        self._since: list[tuple[Proposal, int | None]] = []
+        self._events: list[list[Any]] = []
         self._transaction: Transaction | None = None
         self._scope: AbstractContextManager[Transaction] | None = None
         self._clinic = Clinic(session.model, session.diary)
@@ -100,11 +103,13 @@ class Boundary:
         session = self.session
         try:
             if self._scope is not None:
-                if not failed:
-                    self._wake()
                 if failed:
                     assert self._transaction is not None
                     self._transaction.roll_back()
+                    session.since[:] = [] if self._kept else self._since
+                    session.events.assign(self._events)
+                else:
+                    self._wake()
                 self._scope.__exit__(None, None, None)
             if failed and session.lifecycle is not None:
                 session.lifecycle.undo()
@@ -148,11 +153,15 @@ class Boundary:
             if not self._kept and acts(proposal) and not self._asleep():
                 self._keep()
             if self._scope is None:
+                self._since, self._events = list(session.since), session.events.data()
                 self._scope = session.manager.transaction()
                 self._transaction = self._scope.__enter__()
-            record = self._recorded(proposal, chosen, cause or self._cause(proposal))
+            reason = cause or self._cause(proposal)
+            record, number = self._recorded(proposal, chosen, reason)
             made.append(record)
             self.records.append(record)
+            if record.kind == "passed" and session._keyframe is not None:
+                session.since.append((proposal, number))
             target = proposal.targets[0] if proposal.targets else ""
             session.events.push(
                 shot(session.tick, proposal.type, target, record.kind, record.figures)
@@ -240,10 +249,11 @@ class Boundary:
 
     def _recorded(
         self, proposal: Proposal, policy: StatePolicy, cause: Event | int | None
-    ) -> Record:
+    ) -> tuple[Record, int | None]:
+        """The record, and the number of the proposal's event."""
         session, diary = self.session, self.session.diary
         if diary.recorder is None:
-            return self._apply(proposal, policy)
+            return self._apply(proposal, policy), None
         optimizers = [follower.optimizer for follower in session.optimizers]
         before, stages = digests(session.model, optimizers), self._stages()
         event = diary.proposed(session.model, proposal, len(self.records), policy, cause)
@@ -257,10 +267,7 @@ class Boundary:
                 passed = gate(gates, old, stage)
                 name = "" if passed is None else passed.name
                 diary.transition(slot, old, stage, name, proposal.evidence, judged)
-        if record.kind == "passed" and isinstance(event, int | Event):
-            number = event.cause if isinstance(event, Event) else event
-            session.since[-1] = (proposal, number)
-        return record
+        return record, event.cause if isinstance(event, Event) else event
 
     def _stages(self) -> dict[str, str]:
         return {name: life.stage for name, life in self.session.model.ecology.slots().items()}
@@ -284,7 +291,6 @@ class Boundary:
                 policy.warmup,
             )
             warmup.forget(m.before for m in follower.touched if m.before is not None is m.after)
-        session.since.append((proposal, None))
         figures: dict[str, Any] = {**record.figures, "state_policy": policy.text()}
         return record.model_copy(update={"figures": figures})
 

@@ -98,7 +98,7 @@ def known_units(model: Model, proposal: Proposal) -> Refusal | None:
     if isinstance(proposal, PruneUnits):
         units = proposal.units
     elif isinstance(proposal, WidenUnits):
-        units = proposal.sources
+        units = tuple(dict.fromkeys(proposal.sources))
     elif isinstance(proposal, MergeUnits):
         units = (*proposal.units, *dict.fromkeys(proposal.into))
     elif isinstance(proposal, KeepVocabulary):

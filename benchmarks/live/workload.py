@@ -24,7 +24,7 @@ from esper.recorder.generators import Generators
 from esper.session import Session
 
 ABOUT = (
-    "a run is 40 steps with AdamW, OneCycleLR, an average of the weights, dropout, batch norm, a "
+    "steps with AdamW, OneCycleLR, an average of the weights, dropout, batch norm, a "
     "governor, a sampled decision every fourth step and a keyframe every fifth"
 )
 AXIS = "axis:block.0/neurons"
@@ -105,8 +105,8 @@ def _mask(units: int) -> Mask:
 
 
 @esper.program
-def train(recorder: Any, seed: int = 0, steps: int = 40, keyframes_every: int = 5) -> Session:
-    """The run."""
+def train(recorder: Any, seed: int = 0, steps: int = 40, keyframes_every: int = 5) -> str:
+    """The run; returns a digest of everything that it ended with."""
     generators = esper.Generators(seed)
     model = copy.deepcopy(traced())
     torch.manual_seed(seed)
@@ -144,7 +144,7 @@ def train(recorder: Any, seed: int = 0, steps: int = 40, keyframes_every: int = 
             if session.tick % 4 == 3:
                 _act(session, boundary, sampler, float(loss.detach()))
     session.close()
-    return session
+    return digest(session)
 
 
 def _act(session: Session, boundary: Any, sampler: Sampler, loss: float) -> None:

@@ -11,8 +11,8 @@ import typer
 
 from esper.errors import UsageError
 
-_FORMATS = ("parquet", "perfetto", "tensorboard")
-_NAMES = "parquet, perfetto or tensorboard"
+_FORMATS = ("parquet", "perfetto", "tensorboard", "mlflow")
+_NAMES = "parquet, perfetto, tensorboard or mlflow"
 
 
 def log_command(done: Callable[[int], None]) -> Callable[..., None]:
@@ -147,6 +147,7 @@ def _sql(path: Path, query: str, as_json: bool) -> int:
 
 def _export(path: Path, kind: str, output: Path | None) -> int:
     from esper.recorder.log import Log
+    from esper.recorder.mlflow import export_mlflow
     from esper.recorder.perfetto import export_perfetto
     from esper.recorder.query import export_parquet
     from esper.recorder.tensorboard import export_tensorboard
@@ -154,8 +155,8 @@ def _export(path: Path, kind: str, output: Path | None) -> int:
     if kind not in _FORMATS:
         raise UsageError(f"a log is exported as {_NAMES}, not as {kind!r}")
     if output is None:
-        raise UsageError("--export needs -o FILE (a directory for tensorboard)")
-    exports = (export_parquet, export_perfetto, export_tensorboard)
+        raise UsageError("--export needs -o FILE (a directory for tensorboard and mlflow)")
+    exports = (export_parquet, export_perfetto, export_tensorboard, export_mlflow)
     dict(zip(_FORMATS, exports, strict=True))[kind](Log(path), output)
     return 0
 

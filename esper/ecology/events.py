@@ -19,7 +19,8 @@ KINDS = (
     "other",
     "sedate", "wake", "lyse", "forget-scar", "note-probe", "tend-ledger", "grant-lease",
     "prune-units", "drop-region", "widen-units", "plant-seed", "advance-seed", "cull-seed",
-    "rollback",
+    "rollback", "deepen", "add-branch", "ramp-units", "merge-units", "merge-branches",
+    "low-rank-swap", "quantize-phage", "set-mask", "regrow-mask", "gate-cells",
 )  # fmt: skip
 
 

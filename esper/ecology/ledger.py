@@ -16,15 +16,12 @@ from esper.propose import Proposal
 
 REMEMBERED = 8  # findings on a page
 _FAINT = 1 / 64  # weight below which an antibody is forgotten
-# Proposals that go on with a change, end one, or only write about it: their target need not rest.
-_NO_CHANGE = frozenset(
-    "sedate wake note-probe tend-ledger grant-lease forget-scar advance-seed cull-seed".split()
-)
-# Proposals that leave what a model computes as it is, and those that only take something back.
-_HARMLESS = frozenset(
-    "sedate wake note-probe tend-ledger grant-lease forget-scar cull-seed".split()
-)
+# Proposals that write into the ledger and leave graph and tensors alone.
 _WRITES_ONLY = frozenset("note-probe tend-ledger grant-lease".split())
+# Those that leave what a model computes as it is, or only take something back.
+_HARMLESS = _WRITES_ONLY | frozenset("sedate wake forget-scar cull-seed".split())
+# Those that go on with a change or end one, besides: their target need not have rested.
+_GOES_ON = frozenset("advance-seed ramp-units regrow-mask gate-cells fold-mask clear-mask".split())
 _GONE = frozenset({"drop-region"})  # the target is no more
 
 
@@ -46,7 +43,7 @@ def blamed(proposal: Proposal) -> tuple[str, ...]:
 
 def is_change(proposal: Proposal) -> bool:
     """Whether a proposal begins a change of its target, after which the target rests."""
-    return proposal.type not in _NO_CHANGE
+    return proposal.type not in _HARMLESS | _GOES_ON
 
 
 def acts(proposal: Proposal) -> bool:

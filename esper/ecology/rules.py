@@ -2,7 +2,8 @@
 
 Each rule reads the ledger, the stages of slots and the model's terms (`esper.ir.ecology`), never
 tensors. A model of which nothing is written there is refused nothing but removals without
-evidence. The rules join `esper.contracts.RULES`.
+evidence. The rules join `esper.contracts.RULES`; that a slot in quarantine takes no seed is a rule
+of the order of stages (`esper.ecology.order`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ Rule = Callable[["Model", Proposal], Refusal | None]
 
 # What only writes about a target, and what takes gates out: nothing forbids these.
 _FREE = frozenset("note-probe tend-ledger grant-lease wake forget-scar".split())
-_REMOVALS = frozenset("lyse prune-units drop-region".split())
-_PLANTING = "plant-seed"
+_REMOVALS = frozenset("lyse prune-units drop-region merge-units merge-branches".split())
 # Proposals after which the target is larger; other packages' growth joins with `register_growth`.
-_GROWTH = {"widen-units", _PLANTING}
+_GROWTH = set("widen-units plant-seed deepen add-branch".split())
 
 
 def register_growth(type_: str) -> None:
@@ -123,22 +123,6 @@ def antibodies(model: Model, proposal: Proposal) -> Refusal | None:
     return None
 
 
-def quarantine(model: Model, proposal: Proposal) -> Refusal | None:
-    """`quarantine`: no seed is planted where something was removed a short while ago."""
-    if proposal.type != _PLANTING:
-        return None
-    for target in proposal.targets:
-        until = model.ecology.slot(target).quarantine_until
-        if until > model.ecology.tick:
-            return Refusal(
-                "quarantine",
-                f"{target} is in quarantine until tick {until}",
-                target,
-                f"wait {_wait(model, until)}, or choose another slot",
-            )
-    return None
-
-
 def rent_due(model: Model, proposal: Proposal) -> Refusal | None:
     """`rent-due`: what does not pay for itself does not grow; rents ramp with age."""
     if proposal.type not in _GROWTH:
@@ -213,7 +197,6 @@ def scar_remains(model: Model, proposal: Proposal) -> Refusal | None:
 RULES: tuple[Rule, ...] = (
     sedated,
     leased,
-    quarantine,
     cooldown,
     critical,
     antibodies,

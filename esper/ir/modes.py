@@ -72,7 +72,9 @@ def _count(graph: fx.Graph, node: fx.Node, counter: str, training: bool) -> bool
                 read = existing[0]
             else:
                 read = graph.get_attr(counter)
-                read.meta = {"val": None, "module": node.meta.get("module", ""), "source": ""}
+                mean: Any = node.args[3]
+                value = mean.meta["val"].new_zeros((), dtype=torch.int64)
+                read.meta = {"val": value, "module": node.meta.get("module", ""), "source": ""}
             add = graph.call_function(aten.add_.Tensor, (read, 1))
             add.meta = {**read.meta, "module": node.meta.get("module", "")}
             # The name that it had: training code is then the same text after each evaluation.

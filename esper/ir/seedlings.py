@@ -30,11 +30,12 @@ class Seedlings:
 
     def __init__(self, model: Model) -> None:
         nodes = model.nodes
-        living = [
-            life
-            for life in model.ecology.slots().values()
+        planted = {
+            name: life
+            for name, life in model.ecology.slots().items()
             if life.seed and life.stage in PLANTED and life.output in nodes and life.input in nodes
-        ]
+        }
+        living = list(planted.values())
         self.roots = {life.seed for life in living}
         self.young = {life.seed for life in living if life.stage != "committed"}
         self.hosts = {life.output: life.input for life in living if life.output != life.input}
@@ -47,7 +48,12 @@ class Seedlings:
         self._entries = {
             life.seed: nodes[life.input] for life in living if self._outermost(life.seed)
         }
-        self._around: dict[str, list[str]] = {}
+        # A seed that took a phage's place stands in the modules in which the phage stood.
+        self._around: dict[str, list[str]] = {
+            life.seed: _prefixes(name.removeprefix("slot:").removesuffix(".out").rpartition(".")[0])
+            for name, life in planted.items()
+            if life.output == life.input
+        }
 
     def _outermost(self, root: str) -> bool:
         return not any(root.startswith(f"{other}.") for other in self.roots)

@@ -81,38 +81,70 @@ def filled(
     acting = np.full(len(layout.new), filling.acts)
     if filling.acts and filling.positions is not None:
         acting = np.isin(layout.sources, filling.positions)
-    copies = value.index_select(dim, torch.from_numpy(layout.sources).to(value.device))
-    made = {
-        how: _values(value, copies, dim, how, generator, solved)
-        for how in ({filling.how} if not acting.all() else set())
-        | ({filling.acting} if acting.any() else set())
-    }
-    chosen = torch.from_numpy(acting).to(value.device)
-    shape = [1] * value.ndim
-    shape[dim] = len(chosen)
-    fill = torch.where(
-        chosen.reshape(shape), made.get(filling.acting, copies), made.get(filling.how, copies)
-    )
+    copies = value.index_select(dim, _at(layout.sources, value))
+    where = torch.from_numpy(acting).to(value.device)
+    where = where.reshape([-1 if d == dim else 1 for d in range(value.ndim)])
+    fill = copies
+    if not acting.all():
+        fill = _values(value, copies, dim, filling.how, generator, solved)
     ops: list[Grow | Patch] = []
+    patch: list[Patch] = []
+    if acting.any() and filling.acting == "share":
+        shares, patch = _shares(copies, dim, np.flatnonzero(acting), layout, generator)
+        fill = torch.where(where, shares, fill)
+    elif acting.any():
+        acts = _values(value, copies, dim, filling.acting, generator, solved)
+        fill = torch.where(where, acts * filling.scale if filling.scale != 1.0 else acts, fill)
     if filling.scale != 1.0:
-        fill = (
-            torch.where(chosen.reshape(shape), fill * filling.scale, fill) if filling.acts else fill
-        )
         ops.append(_scaled(value, dim, filling))
-    copied = {filling.acting if filling.acts else filling.how, filling.how} <= {"copy", "share"}
+    copied = {filling.how, filling.acting if filling.acts else filling.how} <= {"copy", "share"}
     sources = tuple(layout.sources.tolist()) if copied else None
-    ops.append(Grow(dim, tuple(layout.places.tolist()), fill, sources))
-    if filling.acts and filling.acting == "share" and acting.any():
-        index = torch.from_numpy(np.flatnonzero(acting)).to(value.device)
-        rest = copies.index_select(dim, index) - fill.index_select(dim, index)
-        ops.append(Patch(dim, tuple(layout.parents[acting].tolist()), rest))
-    return ops
+    return [*ops, Grow(dim, tuple(layout.places.tolist()), fill, sources), *patch]
+
+
+def _at(index: IntArray, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(index).to(like.device)
+
+
+def _shares(
+    copies: torch.Tensor, dim: int, acting: IntArray, layout: Layout, generator: torch.Generator
+) -> tuple[torch.Tensor, list[Patch]]:
+    """Shares at the `acting` of the new places, and what is left for their parents.
+
+    Of a parent that is copied several times, each copy takes a share of what those before it left;
+    merged in reverse, they give it back bit for bit.
+    """
+    parents, first, inverse = np.unique(
+        layout.parents[acting], return_index=True, return_inverse=True
+    )
+    rest = copies.index_select(dim, _at(acting[first], copies))
+    shares = torch.zeros_like(copies)
+    for turn in turns(inverse):
+        whose = _at(inverse[turn], copies)
+        left = rest.index_select(dim, whose)
+        part = share(left, generator)
+        shares.index_copy_(dim, _at(acting[turn], copies), part)
+        rest.index_copy_(dim, whose, left - part)
+    return shares, [Patch(dim, tuple(parents.tolist()), rest)]
+
+
+def turns(owners: IntArray) -> list[IntArray]:
+    """Positions in turns: the first of each owner, the second of each, and so on."""
+    seen: dict[int, int] = {}
+    found: list[list[int]] = []
+    for position, owner in enumerate(owners.tolist()):
+        turn = seen.get(owner, 0)
+        seen[owner] = turn + 1
+        if turn == len(found):
+            found.append([])
+        found[turn].append(position)
+    return [np.array(positions, dtype=np.int64) for positions in found]
 
 
 def _scaled(value: torch.Tensor, dim: int, filling: Filling) -> Patch:
     every = np.arange(value.shape[dim])
     at = every if filling.positions is None else filling.positions
-    old = value.index_select(dim, torch.from_numpy(at).to(value.device))
+    old = value.index_select(dim, _at(at, value))
     return Patch(dim, tuple(at.tolist()), old * filling.scale)
 
 
@@ -129,8 +161,6 @@ def _values(
         return solved.to(copies)
     if how == "copy" or not value.is_floating_point():
         return copies
-    if how == "share":
-        return share(copies, generator)
     if how == "zero":
         return torch.zeros_like(copies)
     if how == "mean":

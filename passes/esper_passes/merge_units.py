@@ -13,6 +13,7 @@ from esper.plan import Plan, Refusal
 from esper.propose import MergeUnits, PruneUnits
 from esper.propose.base import Tolerance
 from esper.state import Op, Patch, StateTransform
+from esper_passes.filling import turns
 from esper_passes.outgoing import outgoing
 
 if TYPE_CHECKING:
@@ -90,7 +91,13 @@ def _equal(tensor: torch.Tensor, dim: int, gone: IntArray, heirs: IntArray) -> b
 def _sums(tensor: torch.Tensor, dim: int, gone: IntArray, heirs: IntArray) -> Patch:
     """The weights of heirs with those of everyone that they take over from."""
     into = np.unique(heirs)
-    where = torch.from_numpy(np.searchsorted(into, heirs)).to(tensor.device)
-    rows, lost = (torch.from_numpy(i).to(tensor.device) for i in (into, gone))
-    total = tensor.index_select(dim, rows).index_add(dim, where, tensor.index_select(dim, lost))
+    where = np.searchsorted(into, heirs)
+
+    def at(index: IntArray) -> torch.Tensor:
+        return torch.from_numpy(index).to(tensor.device)
+
+    total = tensor.index_select(dim, at(into))
+    for turn in reversed(turns(where)):  # the last share was taken of the smallest rest
+        lost = tensor.index_select(dim, at(gone[turn]))
+        total = total.index_add(dim, at(where[turn]), lost)
     return Patch(dim, tuple(into.tolist()), total)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from esper.ir.ancestors import ancestors
 from esper.ir.rules.shape import MOVES
 from esper.ir.terms import atoms_of, unit_index
 
@@ -38,6 +39,7 @@ _PRODUCTS = (aten.mul.Tensor,)
 _TERMS = (aten.add.Tensor, aten.sub.Tensor, aten.cat.default, aten.stack.default)
 _LINEAR = MOVES | {
     operator.getitem,
+    aten.index.Tensor,
     aten.neg.default,
     aten.dropout.default,
     aten.div.Tensor,
@@ -58,12 +60,22 @@ _ZERO = {  # of one operand, zero at zero
 }
 
 
+Places = dict[tuple[str, int], "IntArray | None"]
+
+
 @dataclass
 class Origin:
-    """Tensors that make a value zero: positions by (tensor, dim), None for all with the axis."""
+    """Tensors that make a value zero.
 
-    places: dict[tuple[str, int], IntArray | None] = field(default_factory=dict)
+    Attributes:
+        places: positions by (tensor, dim), None for all with the axis.
+        linear: whether the value is linear in them.
+        factors: what it was multiplied by on the way.
+    """
+
+    places: Places = field(default_factory=dict)
     linear: bool = True
+    factors: list[fx.Node] = field(default_factory=list)
 
 
 class Origins:
@@ -88,7 +100,20 @@ class Origins:
         while masks:
             node = max(masks, key=self._order.__getitem__)
             self._back(node, masks.pop(node), masks, found)
+        found.linear &= not any(self.depends(factor, found) for factor in found.factors)
         return found
+
+    def depends(self, value: Any, origin: Origin) -> bool:
+        """Whether `value` may change with what `origin` names, so that a product is not linear."""
+        if not isinstance(value, fx.Node) or not self._holds(value):
+            return False
+        behind = ancestors([value])
+        read = {self._names.get(str(n.target)) for n in behind if n.op == "get_attr"}
+        if read.isdisjoint(name for name, _ in origin.places):
+            return False
+        # Parts of one fused layer are apart where both ways back are plain.
+        own = self.of(value)
+        return own is None or bool(own.factors) or overlap(own.places, origin.places)
 
     # -- which way -------------------------------------------------------------------------------
 
@@ -159,6 +184,10 @@ class Origins:
         way = self._way(node)
         assert way is not None
         found.linear &= node.target not in _ZERO
+        if node.target in _PRODUCTS:
+            factors = [n for n in node.args[:2] if isinstance(n, fx.Node)]
+            factors.remove(way[0])
+            found.factors += factors
         for operand in way:
             moved = _moved(node, operand, mask)
             masks[operand] = masks[operand] | moved if operand in masks else moved
@@ -175,6 +204,15 @@ class Origins:
         old = found.places.get(place, positions)
         both = old is not None and positions is not None
         found.places[place] = np.union1d(old, positions) if both else None  # type: ignore[arg-type]
+
+
+def overlap(a: Places, b: Places) -> bool:
+    """Whether some position of some tensor is in both."""
+    for place in a.keys() & b.keys():
+        one, other = a[place], b[place]
+        if one is None or other is None or len(np.intersect1d(one, other)):
+            return True
+    return False
 
 
 def _along(node: fx.Node, terms: Any, atom: int, size: int) -> int | None:

@@ -19,7 +19,7 @@ from esper.ir.modes import get_path
 from esper.ir.terms import atoms_of
 from esper.ir.weights import MASK, read_of
 from esper.plan import Refusal
-from esper_passes.origins import Origins
+from esper_passes.origins import Origins, overlap
 
 if TYPE_CHECKING:
     from esper.ir.anatomy import Axis
@@ -37,6 +37,18 @@ _LAYERS: dict[Any, tuple[int, int]] = {
     aten.conv_transpose1d.default: (1, 0),
     aten.conv_transpose2d.input: (1, 0),
     aten.conv_transpose3d.input: (1, 0),
+}
+# What consumes each of its operands linearly.
+_CONTRACTIONS = {
+    aten.sum.default,
+    aten.sum.dim_IntList,
+    aten.cumsum.default,
+    aten.matmul.default,
+    aten.mm.default,
+    aten.bmm.default,
+    aten.addmm.default,
+    aten.baddbmm.default,
+    aten.scaled_dot_product_attention.default,
 }
 # Where ops that treat groups of channels apart from each other say how many there are.
 _GROUPS = ((6,), ("groups",))
@@ -137,17 +149,13 @@ def _operand(model: Model, origins: Origins, name: str, uses: list[Use]) -> Outg
         if found is None:
             continue
         others = [o for i, o in enumerate(every) if i != index and o is not None]
-        if not any(_overlap(found.places, other.places) for other in others):
-            return Outgoing(found.places, found.linear)  # the other operand goes on learning
+        if any(overlap(found.places, other.places) for other in others):
+            continue
+        beside = [get_path(node, use.path) for i, use in enumerate(uses) if i != index]
+        linear = found.linear and node.target in _CONTRACTIONS
+        linear &= not any(origins.depends(value, found) for value in beside)
+        return Outgoing(found.places, linear)  # the other operand goes on learning
     return None
-
-
-def _overlap(a: dict[Place, IntArray | None], b: dict[Place, IntArray | None]) -> bool:
-    for place in a.keys() & b.keys():
-        one, other = a[place], b[place]
-        if one is None or other is None or len(np.intersect1d(one, other)):
-            return True
-    return False
 
 
 def _union(a: IntArray | None, b: IntArray | None) -> IntArray | None:

@@ -141,13 +141,6 @@ def _sources(axis: Axis, proposal: WidenUnits, generator: torch.Generator) -> In
         )
     if proposal.sources:
         return np.array(axis.positions(proposal.sources), dtype=np.int64)
-    if proposal.init == "net2net" and proposal.count > axis.size:
-        return Refusal(
-            "too-many-copies",
-            f"{proposal.count} copies of {axis.size} units would share parents",
-            axis.id,
-            "widen in several steps",
-        )
     chosen = torch.randperm(axis.size, generator=generator)
     sources: IntArray = chosen.repeat(-(-proposal.count // axis.size))[: proposal.count].numpy()
     return sources

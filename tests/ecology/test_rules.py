@@ -6,14 +6,15 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal
 
 import pytest
 import torch
 from torch import nn
 
 import esper
+from esper import propose
 from esper.contracts import RULES, check
+from esper.ecology import events, ledger, rules
 from esper.ecology.blast import blast_radius, smallest_first
 from esper.ir.ecology import Antibody, Ecology, Finding, Immunity, Scar, SlotLife, Terms
 from esper.ir.model import Model
@@ -22,6 +23,7 @@ from esper.propose import (
     GrantLease,
     Lyse,
     NoteProbe,
+    PlantSeed,
     ProposalBase,
     PruneUnits,
     Sedate,
@@ -50,17 +52,6 @@ def _traced() -> Model:
 
 def _model() -> Model:
     return copy.deepcopy(_traced())
-
-
-class Plant(ProposalBase):
-    """What the rules need to know of a planting."""
-
-    type: Literal["plant-seed"] = "plant-seed"
-    slot: str
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return (self.slot,)
 
 
 @dataclass(frozen=True)
@@ -128,11 +119,11 @@ CASES = (
         GrantLease(target=NEURONS, holder="tamiyo", until=30),
     ),
     Case(
+        "free_slot",
         "quarantine",
-        "quarantine",
-        Plant(slot="slot:block.out"),
+        PlantSeed(slot="slot:block.out", blueprint="no-op"),
         {"slot:block.out": SCARRED},
-        "until tick 12",
+        "rests for 2 more ticks",
         _tick(12),
     ),
     Case(
@@ -202,10 +193,10 @@ CASES = (
     Case(
         "rent_due",
         "rent-due",
-        Plant(slot="slot:block.out"),
+        PlantSeed(slot="slot:block.out", blueprint="no-op"),
         {REGION: Immunity(debt=3.0)},
         f"{REGION} owes 3",
-        Plant(slot="slot:blocks.out"),
+        WidenUnits(axis="axis:stem/neurons", count=1),  # that lies elsewhere
     ),
     Case(
         "scar_cap",
@@ -246,9 +237,8 @@ def test_a_rule_fires_and_nearly_does(case: Case) -> None:
     assert case.reason in refusal.reason
     first = next(rule.__name__ for rule in RULES if rule(model, case.proposal) is not None)
     assert first == case.rule
-    if not isinstance(case.proposal, Plant):
-        record = esper.PassManager(model).apply(case.proposal)
-        assert (record.kind, record.code) == ("missed", case.code)
+    record = esper.PassManager(model).apply(case.proposal)
+    assert (record.kind, record.code) == ("missed", case.code)
     assert_same(before, snapshot(model))
     proposal = case.proposal
     if isinstance(case.but, ProposalBase):
@@ -310,6 +300,13 @@ def test_a_finding_is_of_something_that_lives() -> None:
         TendLedger(uses={"phage:nowhere": 1.0}),
     ):
         assert esper.PassManager(model).apply(proposal).code == "unknown-target"
+
+
+def test_the_tables_name_what_there_is() -> None:
+    known = set(propose._BUILT_IN)
+    for table in (ledger._HARMLESS, ledger._GOES_ON, rules._FREE, rules._REMOVALS, rules._GROWTH):
+        assert set(table) <= known
+    assert set(events.KINDS) - known == {"other", "rollback"}
 
 
 def test_after_a_change_its_target_rests() -> None:

@@ -354,7 +354,11 @@ def test_a_seed_takes_the_place_of_a_phage(name: str, slot: str) -> None:
     gone = [n for n, _ in bare.named_parameters() if n.startswith(f"{phage.path}.")]
     assert gone
     assert not {n for n, _ in model.named_parameters()} & set(gone)
-    assert f"phage:{model.ecology.slot(slot).seed}" in model.anatomy.phages
+    seed = model.anatomy.phages[f"phage:{model.ecology.slot(slot).seed}"]
+    assert (seed.entry, seed.bypassable) == (phage.entry, True)
+    for name_of, outer in bare.anatomy.phages.items():
+        if set(phage.nodes) < set(outer.nodes):
+            assert set(seed.nodes) < set(model.anatomy.phages[name_of].nodes)
 
 
 # -- substructure ----------------------------------------------------------------------------------

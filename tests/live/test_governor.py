@@ -80,13 +80,15 @@ def _step(session: esper.Session, generator: torch.Generator) -> float:
     return loss
 
 
+# What has heard the loss of the boundary itself is no part of it.
+_RESTORED = "model optimizers schedulers scaler averages warmups random generators".split()
+
+
 def _state(session: esper.Session) -> dict[str, Any]:
-    state: dict[str, Any] = copied(session.state_dict())
-    del state["recorder"], state["events"], state["governor"]
-    state.pop("lifecycle", None)  # it has heard the loss of the boundary
-    state["ecology"] = session.model.ecology.tick
+    whole = session.state_dict()
+    state: dict[str, Any] = copied({key: whole[key] for key in _RESTORED})
     del state["model"]["anatomy"]  # it holds the charge
-    return state
+    return {**state, "tick": session.tick}
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -168,3 +170,21 @@ def test_antibodies_stay_when_training_breaks_again() -> None:
     assert [e.kind for e in session.events.events()].count("rollback") == 2
     with session.boundary(_step(session, generator)) as boundary:
         assert boundary.submit(CUT)[0].code == "antibodies"
+
+
+def _fail(session: esper.Session, loss: float) -> None:
+    with session.boundary(loss) as boundary:
+        boundary.submit(CUT)
+        raise KeyError
+
+
+def test_what_a_failed_boundary_undid_is_not_charged() -> None:
+    session, generator = _session(), torch.Generator()
+    with session.boundary(_step(session, generator)) as boundary:
+        boundary.submit(WIDEN)
+    with pytest.raises(KeyError):
+        _fail(session, _step(session, generator))
+    assert [event.kind for event in session.events.events()] == ["widen-units"]
+    with session.boundary(math.nan) as boundary:
+        assert boundary.rolled_back
+    assert session.model.ecology.pages() == {}

@@ -83,6 +83,25 @@ def test_dropping_the_copy_undoes_it() -> None:
         assert torch.equal(back.state_dict()[name], tensor)
 
 
+@pytest.mark.own_verification
+def test_copied_batch_norms_follow_the_mode_and_count() -> None:
+    model, args, kwargs = _traced("resnet_basic")
+    training = copy.deepcopy(model).train()
+    deep, record = training.apply(Deepen(after="phage:layers.3"))
+    assert record.kind == "passed", record.line()
+    assert torch.equal(deep(*args, **kwargs), training(*args, **kwargs))
+    counter = dict(deep.named_buffers())["layers.3_2.bn1.num_batches_tracked"]
+    before = int(counter)
+    for mode in (False, True, False):
+        deep.train(mode)
+        verify(deep)
+        deep(*args, **kwargs)
+    assert int(counter) == before + 1  # in training alone
+    back, record = deep.apply(DropRegion(region="phage:layers.3_2"))
+    assert record.kind == "passed", record.line()
+    assert back.state_dict().keys() == model.state_dict().keys()
+
+
 def _plain() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 import esper
 from esper.ir.anatomy import Axis
@@ -25,7 +26,7 @@ from tests import oracle
 from tests.live.training import OPTIMIZERS, batch, step
 from tests.live.training import traced as untrained
 from tests.passes.growth_models import build
-from tests.passes.support import drive
+from tests.passes.support import drive, refused
 
 # Kinds that are widened exactly, model by model.
 WIDENED = {
@@ -353,10 +354,8 @@ def test_groups_of_channels(init: Any) -> None:
     [
         ("axis:head/neurons", {}, "frozen-axis"),
         ("axis:none/neurons", {}, "unknown-target"),
-        ("axis:block.0/neurons", {"count": 13, "init": "net2net"}, "too-many-copies"),
         ("axis:block.0/neurons", {"count": 2, "sources": (1,)}, "too-few-sources"),
         ("axis:block.0/neurons", {"count": 1, "sources": (12,)}, "unknown-unit"),
-        ("axis:block.0/neurons", {"count": 2, "sources": (1, 1)}, "repeated-unit"),
         ("axis:block.0/neurons", {"init": "gradmax"}, "missing-payload"),
     ],
 )
@@ -380,6 +379,82 @@ def test_more_refusals() -> None:
     assert 0 < float(moved.detach().abs().max()) < 0.5
     cut, _ = network().apply(PruneUnits(axis="axis:block.0/neurons", units=tuple(range(11))))
     assert _wide(cut, axis="axis:block.0/neurons", count=1)[1].code == "single-unit"
+
+
+@pytest.mark.own_verification
+class Reading(nn.Module):
+    """Six neurons, and what makes one number of them without a weight of its own."""
+
+    def __init__(self, read: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.up = nn.Linear(4, 6)
+        self.read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.up, x)
+
+
+def _reading(read: Callable[[nn.Module, Tensor], Tensor]) -> Model:
+    return esper.trace(Reading(read).double(), (torch.randn(3, 4, dtype=torch.float64),))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda up, x: up(x).exp().sum(-1),
+        lambda up, x: up(x) @ up(x).transpose(0, 1),
+        lambda up, x: torch.cdist(up(x), up(x) + 1),
+    ],
+    ids=["of what is not zero at zero", "with itself", "distances"],
+)
+def test_units_that_nothing_can_keep_out_do_not_grow(read: Any) -> None:
+    record = refused(_reading(read), WidenUnits(axis="axis:up/neurons", count=2))
+    assert record.code == "no-outgoing-weight"
+
+
+@pytest.mark.parametrize(
+    ("read", "shares"),
+    [
+        (lambda up, x: up(x).sum(-1), True),
+        (lambda up, x: (2 * up(x) * x.mean()).cumsum(-1)[:, -1], True),
+        (lambda up, x: up(x).relu().sum(-1), False),
+        (lambda up, x: up(x).norm(dim=-1), False),
+        (lambda up, x: (up(x) * up(x)).sum(-1), False),
+        (lambda up, x: (up(x) * up(x + 1).sigmoid()).sum(-1), False),
+    ],
+    ids=["sum", "scaled", "relu", "norm", "square", "gate of the same"],
+)
+def test_copies_share_where_their_effect_is_linear(read: Any, shares: bool) -> None:
+    model = _reading(read)
+    wish = WidenUnits(axis="axis:up/neurons", count=2, init="net2net")
+    if not shares:
+        assert refused(model, wish).code == "no-share"
+        return
+    wide, record = model.apply(wish)
+    assert record.kind == "passed", record.line()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    torch.testing.assert_close(wide(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_several_copies_of_one_unit_share_with_each_other() -> None:
+    model, args, kwargs = _traced("fused")
+    axis = model.anatomy.axes["axis:block.up/neurons"]
+    outputs, before = oracle.run(model, args, kwargs), _state(model)
+    manager = esper.PassManager(model)
+    with manager.transaction() as transaction:
+        for fields in ({"count": 25}, {"count": 4, "sources": (2, 2, 0, 2)}):
+            grow = WidenUnits(axis=axis.id, init="net2net", seed=SEED, **fields)
+            record = manager.apply(grow)
+            assert record.kind == "passed", record.line()
+            _equal(oracle.run(model, args, kwargs), outputs, axis.id)
+            shares = model.get_parameter("block.down.weight").detach()
+            assert len(torch.unique(shares, dim=1).T) == axis.size + grow.count  # all differ
+            copies = model.anatomy.axes[axis.id].unit_ids[axis.size :]
+            parents = tuple(record.figures["parents"])
+            merge = MergeUnits(axis=axis.id, units=copies, into=parents)
+            assert manager.apply(merge).kind == "passed"
+            _same(model, before)
+        transaction.roll_back()
 
 
 def test_merges_are_refused_where_they_mean_nothing() -> None:

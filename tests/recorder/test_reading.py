@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -208,6 +209,27 @@ def test_tensorboard_reads_the_event_file(
     )
 
 
+def test_a_store_of_mlflow(log: tuple[Path, dict[str, Event]], tmp_path: Path) -> None:
+    path, events = log
+    folder = tmp_path / "store"
+    with Recorder(path, resume=True) as recorder:
+        recorder.event("metric", Metric("../../out", float("inf")))
+    assert main(["log", str(path), "--export", "mlflow", "-o", str(folder)]) == 0
+    files = {str(f.relative_to(folder)): f for f in folder.rglob("*") if f.is_file()}
+    run = hashlib.blake2b(b"run-test", digest_size=16).hexdigest()
+    about = dict(
+        line.split(": ", 1) for line in files[f"0/{run}/meta.yaml"].read_text().split("\n")[:-1]
+    )
+    assert (about["run_id"], about["run_name"], about["status"]) == (f'"{run}"', '"run-test"', "3")
+    assert files[f"0/{run}/metrics/loss"].read_text() == "9 0.25 9\n"
+    assert files[f"0/{run}/metrics/outcome/loss_change"].read_text().endswith(" -0.1 9\n")
+    assert files[f"0/{run}/metrics/out"].read_text().split()[1] == "inf"
+    code = events["verdict"].code
+    assert files[f"0/{run}/tags/{code}"].read_text() == "passed [applied] planted norm"
+    assert files[f"0/{run}/tags/mlflow.runName"].read_text() == "run-test"
+    assert "0/meta.yaml" in files
+
+
 def test_summary_and_verification(
     log: tuple[Path, dict[str, Event]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,11 +254,16 @@ def test_summary_and_verification(
     [
         (["log", "none.esperlog"], 3, "cannot be read"),
         (["log", "LOG", "--verify", "--sql", "x"], 2, "exclude one another"),
-        (["log", "LOG", "--export", "csv", "-o", "x"], 2, "parquet, perfetto or tensorboard"),
+        (
+            ["log", "LOG", "--export", "csv", "-o", "x"],
+            2,
+            "parquet, perfetto, tensorboard or mlflow",
+        ),
         (["log", "LOG", "--export", "parquet"], 2, "needs -o"),
         (["log", "LOG", "--export", "parquet", "-o", "none/x"], 2, "cannot be written"),
         (["log", "LOG", "--export", "perfetto", "-o", "none/x"], 2, "cannot be written"),
         (["log", "LOG", "--export", "tensorboard", "-o", "LOG"], 2, "cannot be made"),
+        (["log", "LOG", "--export", "mlflow", "-o", "LOG"], 2, "cannot be written"),
         (["log", __file__], 3, "not a flight record"),
         (["why", "LOG", "ZZZZZZZZ"], 3, "has no event"),
         (["why", "LOG", "U!"], 3, "is no code"),
