@@ -46,8 +46,8 @@ def test_masked_choices_carry_the_codes_of_rules() -> None:
         assert rules["axis:head/neurons"] == "frozen-axis"
         units = space["unit|act=cut|target=axis:block.0/neurons"]
         assert units.rules == ("", "", "unknown-unit")
-        counts = space["count|act=widen|init=net2net|target=axis:block.0/neurons"]
-        assert counts.rules == ("", "too-many-copies")
+        inits = space["init|act=widen|target=axis:block.0/neurons"]
+        assert inits.rules == ("", "", "missing-payload")
         recorded = space.consulted
     assert set(recorded.heads) == set(space)
     assert set(recorded.reasons) >= {"unknown-target", "frozen-axis", "unknown-unit"}
