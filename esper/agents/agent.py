@@ -100,12 +100,11 @@ class RuleAgent:
             return None
         values = observation.values
         target = chosen(samples).get("target", "")
-        names = {"agent": self.name, "target": target}
         seen = Seen(canonical.digest(values), values, schema_name="rows-1")
-        event = recorder.event("observation", seen, **names)
-        event = recorder.event("mask", space.consulted, cause=event, **names)
+        event = recorder.event("observation", seen, agent=self.name, target=target)
+        event = recorder.event("mask", space.consulted, cause=event, agent=self.name, target=target)
         for each in samples:
-            event = recorder.event("head-sample", each, cause=event, **names)
+            event = recorder.event("head-sample", each, cause=event, agent=self.name, target=target)
         return event
 
     def _evidence(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -24,7 +25,8 @@ class Block(nn.Module):
         self.second = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(functional.relu(self.first(x)))
+        branch: Tensor = self.second(functional.relu(self.first(x)))
+        return x + branch
 
 
 class ImageNet(nn.Module):
@@ -79,7 +81,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(x)
-        return x + self.mlp(x)
+        branch: Tensor = self.mlp(x)
+        return x + branch
 
 
 class CharacterModel(nn.Module):
@@ -113,7 +116,7 @@ def text_host(data: Data, seed: int, width: int = 32, depth: int = 3) -> Model:
 
 
 def _drawn(
-    kind: type[nn.Module],
+    kind: Callable[..., nn.Module],
     sizes: tuple[int, ...],
     shape: tuple[int, ...],
     dtype: torch.dtype,
@@ -128,6 +131,9 @@ def _drawn(
 
 @cache
 def _traced(
-    kind: type[nn.Module], sizes: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype
+    kind: Callable[..., nn.Module],
+    sizes: tuple[int, ...],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
 ) -> Model:
     return trace(kind(*sizes), (torch.zeros(4, *shape, dtype=dtype),))

@@ -60,7 +60,7 @@ class Paired:
     def p(self) -> float:
         """One-sided exact sign test that the treatment is better; ties are left out."""
         n = self.won + self.lost
-        return sum(comb(n, k) for k in range(self.won, n + 1)) / 2**n
+        return float(sum(comb(n, k) for k in range(self.won, n + 1)) / 2**n)
 
     def sentence(self) -> str:
         """All of it for a person."""

@@ -40,7 +40,7 @@ _GERMINATE = StageGate(
     "blending",
     (
         Criterion("ticks", ">=", 6, "ticks behind the host"),
-        Criterion("gradient-finite", ">=", 1, "whether every gradient norm so far was finite"),
+        Criterion("gradient-finite", ">=", 1, "whether all gradient norms were finite", fatal=True),
     ),
 )
 _SWEPT = 4  # batches of a sweep
@@ -182,8 +182,9 @@ def train(
             recording=Recording(agents=calls, keyframes_every=keyframes_every),
             generators=Generators(seed),
             stateful={"meter": meter},
-            governor=Governor(),
-            terms=Terms(**(terms or {})),
+            # The governor would take back what someone cuts in spite of the loss.
+            governor=None if cut else Governor(),
+            terms=Terms.model_validate(terms or {}),
             lifecycle=Lifecycle((_GERMINATE, BLENDED, PROBATION)),
             signals_every=10,
         )
@@ -215,7 +216,7 @@ def _made(
 
 def _batches(data: Data, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """What probes measure on."""
-    inputs, labels = (part.split(size) for part in data.probe)
+    inputs, labels = (torch.split(part, size) for part in data.probe)
     return list(zip(inputs, labels, strict=True))[:_PROBED]
 
 

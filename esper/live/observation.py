@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from esper.ecology.events import FIELDS
 from esper.ecology.ledger import weight
 from esper.ecology.order import stage_of
 from esper.ecology.scars import expired, scar_view, scars
@@ -90,20 +91,27 @@ class Observation:
 
         `loss`: see `esper.live.losses.Losses.figures`. `run`: `tick`, `parameters`, how many slots
         are in each stage of `UNDERWAY`, how many `scars` there are, and the `debt` of all parts.
-        All else: rows by ID.
+        `events`: the latest, newest first, `0.age`, `0.kind`, ... (`esper.ecology.events`). All
+        else: rows by ID.
         """
         model = self.session.model
         ecology = model.ecology
         stages = [life.stage for life in ecology.slots().values()]
-        run = {
+        run: dict[str, float] = {
             "tick": float(self.tick),
             "parameters": float(sum(p.numel() for p in model.parameters())),
             **{stage: float(stages.count(stage)) for stage in UNDERWAY if stage in stages},
             "scars": float(len(scars(ecology))),
-            "debt": sum(page.debt for page in ecology.pages().values()),
+            "debt": float(sum(page.debt for page in ecology.pages().values())),
         }
         rows = {row.id: dict(row.figures) for row in self.rows}
-        return {"loss": self.session.losses.figures(), "run": run, **rows}
+        whole = {"loss": self.session.losses.figures(), "run": run, "events": self._events()}
+        return {**whole, **rows}
+
+    def _events(self) -> dict[str, float]:
+        shots = self.session.events.numbers(self.tick)
+        pairs = (zip(FIELDS, row, strict=True) for row in shots)
+        return _present({f"{i}.{n}": v for i, pair in enumerate(pairs) for n, v in pair})
 
     def refusal(self, proposal: Proposal) -> Refusal | None:
         """What the door would say to a proposal; None where it would let it in."""

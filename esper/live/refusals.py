@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 class Refusals:
     """Asks the pass manager, and does not ask twice.
 
-    The contract looks at the clock, so its answers hold for one tick; plans look at structure and
-    lives alone, so theirs hold until either changes. Masks of agents come from here: what they
-    forbid is what the manager would refuse, no more and no less.
+    The contract looks at the clock, so its answers hold for one tick; plans look at structure,
+    lives and payloads alone, so theirs hold until one of these changes. Masks of agents come from
+    here: what they forbid is what the manager would refuse, no more and no less.
     """
 
     def __init__(self, manager: PassManager) -> None:
@@ -49,7 +49,7 @@ class Refusals:
     def _forget(self) -> None:
         model = self._manager.model
         last = model.history[-1] if model.history else None
-        state = (model.anatomy, last, *model.ecology.lives.values())
+        state = (model.anatomy, last, *model.ecology.lives.values(), *model.payloads.values())
         same = len(state) == len(self._state) and all(
             new is old for new, old in zip(state, self._state, strict=True)
         )

@@ -21,7 +21,8 @@ def render(page: Page, environment: Mapping[str, str] | None = None) -> str:
     top = el(
         "header",
         el("p", f"{page.stage}: {page.claim}", class_="eyebrow"),
-        el("h1", page.finding),
+        el("h1", page.finding[:1].upper() + page.finding[1:]),
+        el("p", "The claim holds." if page.holds else "The claim does not hold.", class_="soft"),
         el("pre", el("code", page.command), class_="command") if page.command else None,
     )
     sections = [

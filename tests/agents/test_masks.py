@@ -6,7 +6,8 @@ import copy
 
 import esper
 from esper.agents.space import Space
-from esper.propose import PruneUnits
+from esper.plan import Plan, Refusal
+from esper.propose import ProposalBase, PruneUnits
 from tests.agents.toys import ACTS, Gambler, admitted, every_decision, session, train
 from tests.live.training import batch, step
 
@@ -45,8 +46,8 @@ def test_masked_choices_carry_the_codes_of_rules() -> None:
         assert rules["axis:head/neurons"] == "frozen-axis"
         units = space["unit|act=cut|target=axis:block.0/neurons"]
         assert units.rules == ("", "", "unknown-unit")
-        counts = space["count|act=widen|init=net2net|target=axis:block.0/neurons"]
-        assert counts.rules == ("", "too-many-copies")
+        inits = space["init|act=widen|target=axis:block.0/neurons"]
+        assert inits.rules == ("", "", "missing-payload")
         recorded = space.consulted
     assert set(recorded.heads) == set(space)
     assert set(recorded.reasons) >= {"unknown-target", "frozen-axis", "unknown-unit"}
@@ -66,9 +67,14 @@ def test_an_act_without_a_target_is_masked() -> None:
 def test_refusals_are_asked_for_once_and_follow_every_change() -> None:
     run, data = session()
     proposal = PruneUnits(axis="axis:block.0/neurons", units=(3,))
-    asked = []
+    asked: list[ProposalBase] = []
     plan = run.manager.plan
-    run.manager.plan = lambda p: (asked.append(p), plan(p))[1]  # type: ignore[method-assign]
+
+    def counted(proposal: ProposalBase) -> Plan | Refusal:
+        asked.append(proposal)
+        return plan(proposal)
+
+    run.manager.plan = counted  # type: ignore[method-assign]
     for _ in range(3):
         with run.boundary(step(run.model, run.optimizer, batch(data))) as boundary:
             assert boundary.observation.refusal(proposal) is None

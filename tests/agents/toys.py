@@ -35,9 +35,13 @@ CUT = Act(
 )
 WIDEN = Act(
     "widen",
-    {"target": _axes, "init": lambda *_: ("zero", "net2net"), "count": lambda *_: ("2", "40")},
-    lambda _, picks: WidenUnits(
-        axis=picks["target"], init=picks["init"], count=int(picks["count"])
+    {
+        "target": _axes,
+        "init": lambda *_: ("zero", "net2net", "gradmax"),
+        "count": lambda *_: ("2", "40"),
+    },
+    lambda _, picks: WidenUnits.model_validate(
+        {"axis": picks["target"], "init": picks["init"], "count": int(picks["count"])}
     ),
 )
 ACTS = (DROP, CUT, WIDEN)
