@@ -144,7 +144,10 @@ def test_an_op_without_a_rule_is_named_with_its_line(tmp_path: Path, capsys: Cap
         (["inspect"], 2),
         (["inspect", "m.pt2", "--jsn"], 2),
         (["inspekt", "m.pt2"], 2),
-        (["replay", "log"], 2),
+        (["replay", "absent.esperlog"], 3),
+        (["replay"], 2),
+        (["why", "absent.esperlog", "ABCD1234"], 3),
+        (["demo", "stage9"], 2),
         (["bench", "gat"], 2),
     ],
 )
