@@ -82,7 +82,7 @@ def gradmax(
 def solved_rows(model: Model, axis: Axis, proposal: WidenUnits) -> dict[str, Tensor] | Refusal:
     """The solved tensors of a proposal by the name of the tensor that takes them."""
     payload = model.payloads.get(proposal.digest)
-    again = "call esper_passes.gradmax.gradmax on this model: solved tensors are not kept"
+    again = "call esper_passes.gradmax.gradmax on this model: only flight records keep solved rows"
     if payload is None:
         return Refusal("missing-payload", f"no solved rows are at hand for {axis.id}", None, again)
     if digest(payload) != proposal.digest:
