@@ -82,13 +82,16 @@ PARTS = [
 
 
 @cache
-def _traced(kind: type[nn.Module]) -> Model:
+def _traced() -> dict[type[nn.Module], Model]:
     torch.manual_seed(0)
-    return esper.trace(kind().double(), (torch.randn(SHAPES[kind], dtype=torch.float64),))
+    return {
+        kind: esper.trace(kind().double(), (torch.randn(shape, dtype=torch.float64),))
+        for kind, shape in SHAPES.items()
+    }
 
 
 def _session(kind: type[nn.Module]) -> esper.Session:
-    model = copy.deepcopy(_traced(kind))
+    model = copy.deepcopy(_traced()[kind])
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     return esper.Session(model, optimizer, ema=AveragedModel(model), signals_every=1)
 
@@ -149,7 +152,7 @@ def test_states_hold_what_sleeps_and_loading_wakes_it(
 @pytest.mark.parametrize("target", ["axis:second/groups", "axis:embed/embedding"])
 def test_a_file_holds_a_sleeping_norm(target: str, tmp_path: Path) -> None:
     kind = Attention if "embed" in target else Convolutions
-    model = copy.deepcopy(_traced(kind))
+    model = copy.deepcopy(_traced()[kind])
     record = esper.PassManager(model).apply(Sedate(target=target, units=(1,)))
     assert record.kind == "passed", record.line()
     esper.save(model, tmp_path / "asleep.esper")

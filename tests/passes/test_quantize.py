@@ -267,6 +267,55 @@ def network() -> Model:
     return traced(Net(), torch.randn(4, 6, dtype=F64))
 
 
+class Branches(nn.Module):
+    """Residual branches that end in a layer; the second lies within a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(32, 32)
+        self.a = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32))
+        self.b = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32))
+        self.c = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 32) -> (batch, 32)."""
+        x = torch.relu(self.stem(x))
+        x = x + self.a(x)
+        y = torch.tanh(self.c(x))
+        return x + (y + self.b(y))
+
+
+@pytest.mark.parametrize("mode", MODES_BY_LAYER)
+def test_ids_of_branches_survive_rounding_files_and_the_way_back(mode: Any, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model = traced(Branches(), torch.randn(3, 32, dtype=F64)).eval()
+    wanted = {p.id: (p.path, p.merge) for p in model.anatomy.phages.values()}
+    assert {"phage:a", "phage:b"} <= wanted.keys()
+    slots = set(model.anatomy.slots)
+    manager = esper.PassManager(model)
+    for region in ("phage:a", "phage:b"):
+        before = dict(model.anatomy.phages)
+        with manager.transaction() as transaction:
+            assert manager.apply(QuantizePhage(region=region, mode=mode)).kind == "passed"
+            transaction.roll_back()
+        assert dict(model.anatomy.phages) == before
+        assert manager.apply(QuantizePhage(region=region, mode=mode)).kind == "passed"
+    esper.save(model, tmp_path / "small.esper")
+    for small in (model, esper.load(tmp_path / "small.esper")):
+        found = {p.id: (p.path, p.merge) for p in small.anatomy.phages.values()}
+        assert wanted.items() <= found.items()
+        assert slots <= set(small.anatomy.slots)
+        back = esper.PassManager(small)
+        for region in ("phage:a", "phage:b"):
+            for name in small.anatomy.phages[region].nodes:
+                if name in small.nodes:
+                    back.apply(DequantizeLayers(nodes=(name,)))
+        assert not any("int" in str(tensor.dtype) for _, tensor in small.all_tensors())
+        found = {p.id: (p.path, p.merge) for p in small.anatomy.phages.values()}
+        assert wanted.items() <= found.items()
+        assert not {name for name in small.identities.retired if name.startswith("phage")}
+
+
 def test_a_phage_is_quantised_whole(network: Model) -> None:
     wish = QuantizePhage(region="phage:block")
     small, record = network.apply(wish)
