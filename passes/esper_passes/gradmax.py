@@ -183,7 +183,7 @@ def _weight_gradient(
     pad = [side for sides in reversed(layer.padding) for side in sides]
     padded = functional.pad(values.movedim(-1, 1), pad)
     size = [gradient.shape[1], values.shape[-1], *kernel]
-    of = conv1d_weight if len(kernel) == 1 else conv2d_weight
+    of: Callable[..., Tensor] = conv1d_weight if len(kernel) == 1 else conv2d_weight
     found = of(padded, size, gradient, layer.stride, 0, layer.dilation)
     return found.movedim(1, -1).flatten(0, -2)
 

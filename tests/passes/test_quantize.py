@@ -113,6 +113,39 @@ def test_the_layer_computes_what_rounded_weights_would(mixed: tuple[Model, Tenso
     assert str(again) == str(found)
 
 
+class Grouped(nn.Module):
+    """Convolutions in several groups, one of them depthwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 8, 3, padding=1, groups=2)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 4, h, w) -> (batch, 2, h, w)."""
+        y: Tensor = self.head(torch.relu(self.second(torch.relu(self.first(x)))))
+        return y
+
+
+def test_convolutions_in_groups_have_a_scale_for_each_output() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 6, 6, dtype=F64)
+    model = traced(Grouped(), x)
+    found, records, remarks = drive(Quantize(mode="weight-int8", least=1), model)
+    assert ([r.kind for r in records], remarks) == (["passed"] * 3, [])
+    reference = rounded(model, {f"{name}.weight": 0 for name in ("first", "second", "head")})
+    assert torch.equal(found(x), reference(x))
+    back, record = found.apply(DequantizeLayers(nodes=("conv2d", "conv2d_1", "conv2d_2")))
+    assert record.kind == "passed", record.line()
+    assert torch.equal(back(x), reference(x))
+    axes = [a.id for a in model.anatomy.axes.values() if a.cuttable]
+    assert axes == [a.id for a in found.anatomy.axes.values() if a.cuttable]
+    for mode in ("weight-int4", "dynamic-int8"):
+        wish = QuantizeLayers(nodes=("conv2d",), mode=mode)
+        assert refused(model, wish).code == "grouped-convolution"
+
+
 def test_two_weights_a_byte(mixed: tuple[Model, Tensor]) -> None:
     model, x = mixed
     found, records, remarks = drive(Quantize(mode="weight-int4", least=1), model)
@@ -282,7 +315,8 @@ class Branches(nn.Module):
         x = torch.relu(self.stem(x))
         x = x + self.a(x)
         y = torch.tanh(self.c(x))
-        return x + (y + self.b(y))
+        out: Tensor = x + (y + self.b(y))
+        return out
 
 
 @pytest.mark.parametrize("mode", MODES_BY_LAYER)
