@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -168,6 +169,7 @@ class Session:
             Recorder(recorder) if isinstance(recorder, (str, os.PathLike)) else recorder
         )
         self.diary = Diary(self.recorder, recording or Recording())
+        self.signals.told = partial(self.diary.metric, "signals/uncompiled seconds")
         self.diary.begin(model, {"torch": torch.initial_seed(), **self.generators.seeds})
         model.closed = _CLOSED
         # A model outlives its session: it opens again when the session is gone.
