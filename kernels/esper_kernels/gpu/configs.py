@@ -104,3 +104,8 @@ def by_width(
 ) -> tuple[Config, ...]:
     """`wide` for float32 factors, `narrow` for those of 16 bits."""
     return wide if dtype == torch.float32 else narrow
+
+
+def unsplit(configs: tuple[Config, ...]) -> tuple[Config, ...]:
+    """Those that do not cut their sums into parts."""
+    return tuple(c for c in configs if c.split == 1)
