@@ -19,6 +19,7 @@ from esper_kernels.gpu.running import Launch
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may have: CUDA C++ guide, table 24
 REGISTERS = 255  # of a thread, likewise
+CAPABILITIES = tuple(SHARED_MEMORY)
 
 _POINTERS = {
     torch.float32: "*fp32",
@@ -96,7 +97,7 @@ def compiled(launch: Launch, capability: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def _source(kernel: Any) -> type[ASTSource]:
+def _source(kernel: Any) -> Any:
     if kernel.is_gluon():
         from triton.experimental.gluon._runtime import GluonASTSource
 

@@ -1,9 +1,9 @@
 """Measuring configs on the device at hand.
 
 Times are of single runs, each a CUDA graph so that the host is left out, between two events, with
-the L2 cache emptied before, since a layer of a model finds its weights in memory and not in a cache.
-Configs take turns in random order, so that a change of clocks meets all alike; the least median
-wins. `launch.choose` finds the result later, in this process and in others on this machine.
+the L2 cache emptied before, since a layer of a model finds its weights in memory and not in a
+cache. Configs take turns in random order, so that a change of clocks meets all alike; the least
+median wins. `launch.choose` finds the result later, in this process and in others on this machine.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _times(
     runs: list[tuple[Config, torch.cuda.Event, torch.cuda.Event]] = []
     for _ in range(ROUNDS):
         for config in order.sample(configs, len(configs)):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start, end = (_event() for _ in range(2))
             flush.zero_()
             start.record()
             graphs[config].replay()
@@ -83,3 +83,7 @@ def _graph(config: Config, run: Callable[[Config], object]) -> torch.cuda.CUDAGr
     with torch.cuda.graph(graph):
         run(config)
     return graph
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
 """Which config a kernel runs in: what was measured on this device, else a rule of thumb.
 
-Tables that come with the package lie in tuned/, one file for each device that somebody has measured.
-None is there so far: no config has run on a GPU yet. Next comes what `autotune` measured on this
-machine, then `rule_of_thumb`.
+Tables that come with the package lie in tuned/, one file for each device that somebody has
+measured. None is there so far: no config has run on a GPU yet. Next comes what `autotune` measured
+on this machine, then `rule_of_thumb`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ a run is as wide as a tile they also leave out the products that a group does no
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,7 @@ def run_lists(index: Tensor, runs: int, per_tile: int) -> RunLists:
     return RunLists(order.to(torch.int32), listed.sum(1, dtype=torch.int32), slots.contiguous())
 
 
-_cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_cache: MutableMapping[Tensor, dict[tuple[int, int, int], RunLists]] = WeakTensorKeyDictionary()
 
 
 def cached_run_lists(index: Tensor, runs: int, per_tile: int) -> RunLists:
@@ -53,5 +54,4 @@ def cached_run_lists(index: Tensor, runs: int, per_tile: int) -> RunLists:
     key = (index._version, runs, per_tile)
     if key not in known:
         known[key] = run_lists(index, runs, per_tile)
-    found: RunLists = known[key]
-    return found
+    return known[key]

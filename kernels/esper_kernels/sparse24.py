@@ -15,7 +15,6 @@ blocks come in pairs, with 32 words of metadata for 64 inputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -31,7 +30,8 @@ class Sparse24:
     Attributes:
         values: (row blocks, column blocks, 32, 8) float16 or bfloat16, what each lane holds; the
             number of column blocks is even, and what lies outside of the weight is zero.
-        metadata: (row blocks, column blocks / 2, 32) int32, a word for each lane and pair of blocks.
+        metadata: (row blocks, column blocks / 2, 32) int32, a word for each lane and pair of
+            blocks.
         outputs, inputs: sizes of the dense weight.
     """
 
@@ -55,7 +55,7 @@ class Sparse24:
         outputs, inputs = weight.shape
         padded = weight.new_zeros(_up(outputs, ROWS), _up(inputs, 2 * COLUMNS))
         padded[:outputs, :inputs] = weight.detach()
-        fours = padded.unflatten(1, (-1, 4))
+        fours = padded.view(len(padded), -1, 4)
         filled = fours != 0
         crowded = (filled.sum(-1) > 2).nonzero()
         if len(crowded):
@@ -74,35 +74,37 @@ class Sparse24:
         return cls(values, _words(place), outputs, inputs)
 
     def unpack(self) -> Tensor:
-        """The dense weight again; a zero that was dropped as -0.0 comes back as 0.0."""
+        """The dense weight again; -0.0 counts as no entry and may come back as 0.0."""
         return unpack(self.values, self.metadata, self.outputs, self.inputs)
 
 
 def unpack(values: Tensor, metadata: Tensor, outputs: int, inputs: int) -> Tensor:
     """The dense weight (outputs, inputs), see `Sparse24`."""
     dense = values.new_zeros(ROWS * values.shape[0], COLUMNS // 4 * values.shape[1], 4)
-    dense.scatter_(2, places(metadata), _kept(values).unflatten(1, (-1, 2)))
+    dense.scatter_(2, places(metadata), _kept(values).view(len(dense), -1, 2))
     return dense.flatten(1)[:outputs, :inputs].contiguous()
 
 
 def gather(dense: Tensor, metadata: Tensor) -> Tensor:
-    """Entries of (outputs, inputs) where a packed weight keeps its own, in the order of `values`."""
+    """What (outputs, inputs) has where a packed weight keeps entries, in the order of `values`."""
     fours = places(metadata)  # (rows, columns / 4, 2)
     padded = dense.new_zeros(fours.shape[0], fours.shape[1] * 4)
     padded[: dense.shape[0], : dense.shape[1]] = dense
-    kept = padded.unflatten(1, (-1, 4)).gather(2, fours).flatten(1)
+    kept = padded.view(*fours.shape[:2], 4).gather(2, fours).flatten(1)
     blocks = kept.view(metadata.shape[0], ROWS, 2 * metadata.shape[1], 16).transpose(1, 2)
-    return blocks.flatten(2)[..., _entries(dense.device)].contiguous()
+    ordered: Tensor = blocks.flatten(2)[..., _entries(dense.device)]
+    return ordered.contiguous()
 
 
 def _kept(values: Tensor) -> Tensor:
     """The kept entries row by row, (rows, columns / 2)."""
     blocks = values.new_empty(*values.shape[:2], ROWS * 16)
     blocks[..., _entries(values.device)] = values
-    return blocks.unflatten(2, (ROWS, 16)).transpose(1, 2).flatten(2).flatten(0, 1)
+    rows, columns = values.shape[:2]
+    by_row = blocks.view(rows, columns, ROWS, 16).transpose(1, 2)
+    return by_row.reshape(rows * ROWS, columns * 16)
 
 
-@cache
 def _entries(device: torch.device) -> Tensor:
     """(32, 8): where in a block of 16 rows by 16 kept entries each of a lane's 8 is."""
     lane, element = torch.arange(32).unsqueeze(1), torch.arange(8)

@@ -1,4 +1,4 @@
-"""The op on a GPU, see `gpu.gated`: both products, the activation and their product in one kernel."""
+"""The op on a GPU, see `gpu.gated`: the products of both weights and what follows in one kernel."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def forward(
     config: Config | None = None,
 ) -> Tensor:
     """(M, K) to (M, N), see `reference.forward`."""
-    config = config or choose(
-        problem(x, gate, gate_index, rows, run), shipped(x, gate), x.device
-    )
+    config = config or choose(problem(x, gate, gate_index, rows, run), shipped(x, gate), x.device)
     return finish(
         gated.launches(
             x,

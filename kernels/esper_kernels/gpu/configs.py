@@ -99,6 +99,17 @@ LOW_RANK_32 = (
 )
 
 
+# `block_k` is what a warp has in a turn; sums are split over the warps.
+SPARSE_24 = (
+    Config(8, 32, 64, warps=16, stages=1),
+    Config(8, 16, 64, warps=16, stages=1),
+    Config(16, 32, 64, warps=8, stages=1),
+    Config(16, 16, 64, warps=16, stages=1),
+    Config(32, 32, 64, warps=8, stages=1),
+    Config(32, 16, 64, warps=8, stages=1),
+)
+
+
 def by_width(
     dtype: torch.dtype, wide: tuple[Config, ...], narrow: tuple[Config, ...]
 ) -> tuple[Config, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -86,7 +85,7 @@ def gated_kernel(
     linear = zeros(BLOCK_M, BLOCK_N, SWAP)
     gate_runs = runs_at(gate_index, 0, gate_packed, RUN, BLOCK_K)
     up_runs = runs_at(up_index, 0, up_packed, RUN, BLOCK_K)
-    for step in range(0, tl.cdiv(tl.maximum(gate_packed, up_packed), BLOCK_K)):
+    for step in range(tl.cdiv(tl.maximum(gate_packed, up_packed), BLOCK_K)):
         position = step * BLOCK_K + tl.arange(0, BLOCK_K)
         columns = columns_at(gate_index, gate_runs, position, RUN, BLOCK_K)
         gate_runs = runs_at(gate_index, step + 1, gate_packed, RUN, BLOCK_K)

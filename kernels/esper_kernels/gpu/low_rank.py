@@ -94,7 +94,7 @@ def low_rank_kernel(
             inner_rows = inner + m.to(tl.int64) * rank
             up_rows = up + n.to(tl.int64) * rank
             total = zeros(BLOCK_M, BLOCK_N, SWAP)
-            for step in range(0, tl.cdiv(rank, BLOCK_K)):
+            for step in range(tl.cdiv(rank, BLOCK_K)):
                 r = step * BLOCK_K + tl.arange(0, BLOCK_K)
                 r_exists = r < rank
                 w = read(up_rows, r, n_exists, r_exists, False)
@@ -122,8 +122,8 @@ def launches(
     down: Tensor,
     up: Tensor,
     bias: Tensor | None,
-    config: Config,
     programs: int,
+    config: Config,
     *,
     at_once: bool = True,
 ) -> tuple[Tensor, list[Launch]]:

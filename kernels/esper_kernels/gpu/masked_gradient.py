@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -45,7 +44,7 @@ def masked_gradient_kernel(
     stored = position < packed
     inside = stored & (columns < inputs)
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for step in range(0, tl.cdiv(tokens, BLOCK_M)):
+    for step in range(tl.cdiv(tokens, BLOCK_M)):
         m = step * BLOCK_M + tl.arange(0, BLOCK_M)
         m_exists = m < tokens
         row = m.to(tl.int64)

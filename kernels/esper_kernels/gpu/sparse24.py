@@ -3,9 +3,9 @@
 Triton has no product with a 2:4 factor, so the instruction is written out: `mma.sp` of shape
 m16n8k32 (PTX ISA 9.7.14.6, sm_80 and later), whose left factor, 16 outputs by 32 inputs, is sparse.
 It wants each thread to hold certain entries, and Gluon is where a kernel can say which thread holds
-what. Weights are packed in that order (see `esper_kernels.sparse24`): a thread's share of a block is
-16 bytes in a row and a warp's 512, and they go from memory into registers as they are, past shared
-memory. Nothing is expanded, for which there would be no time at the speed of the memory.
+what. Weights are packed in that order (see `esper_kernels.sparse24`): a thread's share of a block
+is 16 bytes in a row and a warp's 512, and they go from memory into registers as they are, past
+shared memory. Nothing is expanded, for which there would be no time at the speed of the memory.
 
 This is `mma.sync`-class: right for decoding, where memory is what takes the time, and not for
 prefill, where Hopper's wgmma has twice its rate.
@@ -23,6 +23,9 @@ from esper_kernels.gpu.running import Launch, tiles
 from esper_kernels.sparse24 import ROWS
 
 TOKENS = 8  # of one mma.sp: the width of its right factor
+# Metadata for weights that do not exist: entries 0 and 1 of each 4. Zero would be no metadata, and
+# what mma.sp does with that is undefined (9.7.14.6.1).
+ANY_PLACES = gl.constexpr(0x44444444)
 
 # Dimensions of the kernel's tensors: warps, each with inputs of its own; blocks of 16 outputs;
 # blocks of 8 tokens; lanes; the 4 registers of a lane's share of a block.
@@ -81,7 +84,7 @@ def load(values, metadata, x, pair, pairs, row_exists, token_exists, word, words
     return (
         gl.load(values + pair * 256, mask=stored, other=0),
         gl.load(values + pair * 256 + 128, mask=stored, other=0),
-        gl.load(metadata + pair * 32, mask=stored, other=0),
+        gl.load(metadata + pair * 32, mask=stored, other=ANY_PLACES),
         gl.load(x + inputs, mask=token_exists & (inputs < words), other=0),
         gl.load(x + inputs + 16, mask=token_exists & (inputs + 16 < words), other=0),
     )
@@ -134,7 +137,7 @@ def sparse24_kernel(
     w0, w1, chosen, x0, x1 = load(
         values, metadata, x, pair, pairs, row_exists, token_exists, word, words
     )
-    for _ in range(0, gl.cdiv(pairs, WARPS)):
+    for _ in range(gl.cdiv(pairs, WARPS)):
         pair += WARPS
         next_w0, next_w1, next_chosen, next_x0, next_x1 = load(
             values, metadata, x, pair, pairs, row_exists, token_exists, word, words

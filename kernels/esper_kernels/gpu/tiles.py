@@ -49,10 +49,9 @@ def runs_at(index, step, packed, RUN: tl.constexpr, BLOCK_K: tl.constexpr):
     if index is None:
         return step
     else:
-        if RUN % BLOCK_K == 0:
-            position = step * BLOCK_K
-        else:
-            position = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        position = step * BLOCK_K
+        if RUN % BLOCK_K != 0:
+            position += tl.arange(0, BLOCK_K)
         return tl.load(index + position // RUN, mask=position < packed, other=0)
 
 
@@ -77,10 +76,7 @@ def read(rows, columns, exist, inside, EVEN: tl.constexpr):
 
     EVEN says that all columns exist, which spares a mask for each load.
     """
-    if EVEN:
-        mask = exist[:, None]
-    else:
-        mask = exist[:, None] & inside[None, :]
+    mask = exist[:, None] if EVEN else exist[:, None] & inside[None, :]
     return tl.load(rows[:, None] + columns[None, :], mask=mask, other=0)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from esper_kernels.config import Config
-from esper_kernels.gpu.running import Launch, check_dtype, grouped_tiles, sizes, tiles
+from esper_kernels.gpu.running import Launch, check_dtype, sizes, tiles
 from esper_kernels.gpu.tiles import swizzle
 from esper_kernels.run_lists import RunLists, cached_run_lists
 
@@ -75,7 +74,7 @@ def transposed_kernel(
         slots += tile * all_groups * RUNS
         group, slot = list_entry(groups, slots, 0, count, run, RUNS)
     total = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-    for step in range(0, count * per_group):
+    for step in range(count * per_group):
         n = group * rows + step % per_group * BLOCK_N + tl.arange(0, BLOCK_N)
         n_exists = n < tl.minimum((group + 1) * rows, outputs)
         if groups is None:

@@ -28,4 +28,4 @@ def forward(
     # One program for each multiprocessor: those surely run together, as they must to wait.
     *_, processors = properties(x.device)
     at_once = x.device.type == "cuda"
-    return finish(low_rank.launches(x, down, up, bias, config, processors, at_once=at_once))
+    return finish(low_rank.launches(x, down, up, bias, processors, config, at_once=at_once))
