@@ -46,7 +46,8 @@ def float16(bits: Array) -> npt.NDArray[np.float32]:
 def to_bfloat16(numbers: npt.NDArray[np.float32]) -> Array:
     """Bits of the nearest bfloat16, ties to even."""
     bits = numbers.view("u4")
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("u2")
+    rounded: Array = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return rounded.astype("u2")
 
 
 def _instruction(line: str) -> tuple[str | None, list[str], list[str]]:
