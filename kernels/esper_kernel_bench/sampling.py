@@ -1,0 +1,202 @@
+"""Times contenders in interleaved rounds, and lets no time count whose output is wrong.
+
+The contenders of a panel are visited in a new random order in every round, so that what the machine
+does meanwhile meets all alike. Rounds are grouped by *placement*: the copies of the weights are made
+anew for each, because where memory lies is chance, too, and stays for as long as it is held.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+import torch
+
+from esper.errors import UsageError
+from esper_kernel_bench.contender import Built, Call, Contender
+from esper_kernel_bench.problem import Problem
+from esper_kernel_bench.timing import Clock, Timed
+from esper_kernels.roofline import Work
+
+_MOST_COPIES = 512
+SLOW = 8.0  # peers that take so many times the baseline are left out of the rounds
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: `seconds` a panel and placement, within the bounds of rounds."""
+
+    placements: int = 4
+    seconds: float = 1.5
+    least: int = 2
+    most: int = 16
+
+    def __post_init__(self) -> None:
+        if self.placements < 2 or self.placements * self.least < 7:
+            # Below 7 rounds the exact sign test cannot reach 1%.
+            raise UsageError("at least 2 placements and 7 rounds in all are needed")
+
+
+@dataclass
+class Track:
+    """What became of one contender in one panel.
+
+    Attributes:
+        samples: seconds, by placement and round.
+        error: the largest relative error of a checked output.
+        reason: why it takes no part (any more); empty while it does.
+    """
+
+    contender: Contender
+    work: Work | None = None
+    samples: list[list[float]] = field(default_factory=list)
+    error: float = 0.0
+    reason: str = ""
+
+
+@dataclass
+class Rows:
+    """A panel in the making: all contenders on the input of M rows."""
+
+    m: int
+    tracks: dict[str, Track]
+    rounds: int = 0
+    skipped: bool = False
+
+
+class Group:
+    """All contenders on one problem, for all its numbers of rows."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        contenders: Sequence[Contender],
+        clock: Clock,
+        effort: Effort,
+        rng: random.Random,
+        deadline: float = float("inf"),
+    ) -> None:
+        self._problem = problem
+        self._clock = clock
+        self._effort = effort
+        self._rng = rng
+        self._deadline = deadline
+        self._started = time.monotonic()
+        self._built: dict[str, Built] = {}
+        refused: dict[str, str] = {}
+        for contender in contenders:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # beta notices of the libraries
+                    self._built[contender.key] = contender.build(problem)
+            except Exception as error:  # noqa: BLE001 - whatever a library raises is its reason
+                refused[contender.key] = reason_of(error)
+        self.panels = [
+            Rows(m, {c.key: Track(c, reason=refused.get(c.key, "")) for c in contenders})
+            for m in sorted(problem.rows)
+        ]
+        for rows in self.panels:
+            for key, built in self._built.items():
+                rows.tracks[key].work = built.work(rows.m)
+
+    def measure(self, said: Callable[[str], None] = lambda what: None) -> list[Rows]:
+        """Run all placements. Panels that no longer fit before the deadline are `skipped`."""
+        for placement in range(self._effort.placements):
+            calls = {key: self._copies(key) for key in self._built}
+            for position, rows in enumerate(self.panels):
+                if placement == 0 and self._late():
+                    rows.skipped = True
+                if rows.skipped:
+                    continue
+                said(f"{rows.m} rows, placement {placement + 1} of {self._effort.placements}")
+                if placement == 0 and position:
+                    _carry_over(self.panels[position - 1], rows)
+                self._visit(rows, calls)
+        return self.panels
+
+    def _late(self) -> bool:
+        """Whether what was begun will take all the time there is: the first placement is known."""
+        spent = time.monotonic() - self._started
+        return self._started + self._effort.placements * spent > self._deadline
+
+    def _copies(self, key: str) -> list[Call]:
+        built, clock = self._built[key], self._clock
+        together = built.bytes if clock.alone else sum(b.bytes for b in self._built.values())
+        count = min(_MOST_COPIES, max(1, ceil(clock.rotated / together)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [built.make() for _ in range(count)]
+
+    def _visit(self, rows: Rows, calls: dict[str, list[Call]]) -> None:
+        """One placement of one panel."""
+        timed: dict[str, Timed] = {}
+        for key, track in rows.tracks.items():
+            if not track.reason:
+                self._guarded(rows, track, lambda key=key: self._prepare(rows, key, calls, timed))
+        if not rows.rounds:
+            _leave_out_slow(rows, timed)
+            spent = sum(timed[key].warm for key, track in rows.tracks.items() if not track.reason)
+            fits = int(self._effort.seconds / max(spent, 1e-9))
+            rows.rounds = min(self._effort.most, max(self._effort.least, fits))
+        running = [key for key, track in rows.tracks.items() if not track.reason]
+        for key in running:
+            rows.tracks[key].samples.append([])
+        with torch.inference_mode():
+            for _ in range(rows.rounds):
+                for key in self._rng.sample(running, len(running)):
+                    rows.tracks[key].samples[-1].append(timed[key].seconds())
+        for key in running:
+            track = rows.tracks[key]
+            self._guarded(rows, track, lambda key=key: self._check(rows, key, timed[key]))
+
+    def _prepare(
+        self, rows: Rows, key: str, calls: dict[str, list[Call]], timed: dict[str, Timed]
+    ) -> None:
+        timed[key] = self._clock.prepare(calls[key], self._problem.input(rows.m))
+        self._check(rows, key, timed[key])
+
+    def _check(self, rows: Rows, key: str, timed: Timed) -> None:
+        """Compare the last output with the reference."""
+        built, track = self._built[key], rows.tracks[key]
+        error = self._problem.error(timed.output(), built.reference, rows.m)
+        track.error = max(track.error, error)
+        if not error <= built.tolerance:
+            raise ArithmeticError(f"wrong result: relative error {error:.2g}")
+
+    def _guarded(self, rows: Rows, track: Track, step: Callable[[], None]) -> None:
+        try:
+            with torch.inference_mode(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                step()
+        except Exception as error:  # noqa: BLE001 - whatever a library raises is its reason
+            track.reason = reason_of(error)
+            track.samples.clear()
+
+
+def _leave_out_slow(rows: Rows, timed: dict[str, Timed]) -> None:
+    """A peer that nobody would choose is named and not timed on: it would only cost rounds."""
+    base = [timed[k].warm for k, t in rows.tracks.items() if t.contender.role == "dense" and k in timed]
+    for key, track in rows.tracks.items():
+        if track.contender.role == "peer" and not track.reason and base:
+            times = timed[key].warm / base[0]
+            if times > SLOW:
+                track.reason = f"left out: {times:.0f} times the dense layer when warm"
+
+
+def _carry_over(smaller: Rows, rows: Rows) -> None:
+    """What was left out with fewer rows is not tried with more."""
+    for key, track in smaller.tracks.items():
+        if track.reason.startswith("left out") and not rows.tracks[key].reason:
+            rows.tracks[key].reason = track.reason.split(" with ")[0] + f" with {smaller.m} rows"
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what was raised, with its type where that says something."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    plain = type(error).__name__ in ("AbsentError", "ArithmeticError")
+    text = line if plain else f"{type(error).__name__}: {line}".rstrip(": ")
+    return text if len(text) <= 200 else f"{text[:199]}\N{HORIZONTAL ELLIPSIS}"
