@@ -49,7 +49,13 @@ def calibrate(clock: Clock, dtypes: Sequence[torch.dtype], seed: int) -> Device:
                     except (RuntimeError, NotImplementedError):
                         continue  # this device or build has no such product
                     peaks[unit] = max(peaks.get(unit, 0.0), 2 * size**3 / seconds)
-    return Device("measured", peaks, max(read, copy), floor, "plain streams, products and dense layers on this device")
+    return Device(
+        "measured",
+        peaks,
+        max(read, copy),
+        floor,
+        "plain streams, products and dense layers on this device",
+    )
 
 
 def _products(x: Tensor, dtype: torch.dtype) -> Iterator[Callable[[Tensor], Any]]:

@@ -62,6 +62,8 @@ class Contender:
     @property
     def key(self) -> str:
         """Unlike that of every other contender of a panel."""
+        if self.role != "esper" and self.compression in ("dense", "int8"):
+            return self.name
         return f"{self.name} | {self.compression}"
 
 
@@ -73,6 +75,12 @@ def copying(run: Callable[..., Any], weights: Sequence[Tensor | None]) -> Callab
         return lambda x: run(x, *own)
 
     return make
+
+
+def sides(weight: Tensor) -> tuple[int, int]:
+    """Outputs and inputs of a weight, sparse ones too."""
+    outputs, inputs = weight.shape
+    return outputs, inputs
 
 
 def nbytes(weights: Sequence[Tensor | None]) -> int:

@@ -1,4 +1,4 @@
-"""What PyTorch has for a linear layer on a CPU: MKL, oneDNN, their int8 and their sparse formats."""
+"""What PyTorch has for a linear layer on a CPU: MKL and oneDNN, dense, int8 and sparse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from esper_kernel_bench.compression import Compression
-from esper_kernel_bench.contender import AbsentError, Contender, copying
+from esper_kernel_bench.contender import AbsentError, Contender, copying, sides
 from esper_kernel_bench.layers import Layer
 from esper_kernel_bench.peer import Library, Packed, factors, sparse, whole
 from esper_kernels import roofline
@@ -22,10 +22,8 @@ _HINT = 64  # rows that oneDNN is told to pack for
 
 
 def _dense(weight: Tensor, bias: Tensor | None) -> Packed:
-    stored = roofline.dense(*weight.shape, weight.itemsize)
-    return Packed(
-        copying(functional.linear, (weight, bias)), stored, roofline.UNITS[weight.dtype]
-    )
+    stored = roofline.dense(*sides(weight), weight.itemsize)
+    return Packed(copying(functional.linear, (weight, bias)), stored, roofline.UNITS[weight.dtype])
 
 
 def _prepacked(weight: Tensor, bias: Tensor | None) -> Packed:
@@ -37,7 +35,7 @@ def _prepacked(weight: Tensor, bias: Tensor | None) -> Packed:
         packed = ops._reorder_linear_weight(weight, _HINT)
         return lambda x: ops._linear_pointwise(x, packed, own, "none", [], "")
 
-    stored = roofline.dense(*weight.shape, weight.itemsize)
+    stored = roofline.dense(*sides(weight), weight.itemsize)
     return Packed(make, stored, roofline.UNITS[weight.dtype])
 
 
@@ -67,7 +65,7 @@ def _dynamic(engine: str) -> Callable[[Tensor, Tensor | None], Packed]:
                 torch.backends.quantized.engine = before
             return lambda x: torch.ops.quantized.linear_dynamic(x, packed)
 
-        return Packed(make, roofline.int8(*weight.shape), "int8")
+        return Packed(make, roofline.int8(*sides(weight)), "int8")
 
     return pack
 
@@ -88,14 +86,15 @@ def _qlinear(weight: Tensor, bias: Tensor | None) -> Packed:
             step = (wide_x.abs().max() / 127).clamp_min(1e-12)
             whole_x = (wide_x / step).round_().add_(128).to(torch.uint8)
             middle = torch.full((1,), 128, dtype=torch.int32)
-            return ops.qlinear_pointwise(
+            out: Tensor = ops.qlinear_pointwise(
                 whole_x, step.reshape(1), middle, packed, scales, zeros, own, 1.0, 0, dtype,
                 "none", [], "",
             )  # fmt: skip
+            return out
 
         return run
 
-    return Packed(make, roofline.int8(*weight.shape), "int8")
+    return Packed(make, roofline.int8(*sides(weight)), "int8")
 
 
 def _int_mm(weight: Tensor, bias: Tensor | None) -> Packed:
@@ -109,7 +108,7 @@ def _int_mm(weight: Tensor, bias: Tensor | None) -> Packed:
         out = (product * (step * scales)).to(x.dtype)
         return out if own is None else out.add_(own)
 
-    return Packed(copying(run, (integers, scale, bias)), roofline.int8(*weight.shape), "int8")
+    return Packed(copying(run, (integers, scale, bias)), roofline.int8(*sides(weight)), "int8")
 
 
 def _weight_only(weight: Tensor, bias: Tensor | None) -> Packed:
@@ -124,7 +123,7 @@ def _weight_only(weight: Tensor, bias: Tensor | None) -> Packed:
 
     unit = roofline.UNITS[weight.dtype]
     weights = (integers, scale.to(weight.dtype), bias)
-    return Packed(copying(run, weights), roofline.int8(*weight.shape), unit)
+    return Packed(copying(run, weights), roofline.int8(*sides(weight)), unit)
 
 
 def _by_rows(weight: Tensor, bias: Tensor | None) -> Packed:
@@ -143,7 +142,7 @@ def _transposed(matrix: Tensor, bias: Tensor | None, block: int) -> Packed:
         return torch.addmm(own, sparse_weight, x.t()).t()
 
     nonzeros = matrix.values().numel()
-    stored = roofline.compressed(*matrix.shape, matrix.values().itemsize, nonzeros, block)
+    stored = roofline.compressed(*sides(matrix), matrix.values().itemsize, nonzeros, block)
     return Packed(copying(run, (matrix, column)), stored, "fp32")
 
 

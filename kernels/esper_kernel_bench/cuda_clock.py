@@ -11,6 +11,7 @@ from torch import Tensor
 
 from esper_kernel_bench.contender import Call
 
+_cuda: Any = torch.cuda  # its events and streams are untyped
 _LEAST = 200e-6  # seconds of a graph, so that its launch and the events do not count
 _MOST = 256  # calls of a graph
 
@@ -20,9 +21,9 @@ class CudaTimed:
 
     def __init__(self, calls: Sequence[Call], x: Tensor, flush: Tensor) -> None:
         self._flush = flush
-        self._start = torch.cuda.Event(enable_timing=True)
-        self._end = torch.cuda.Event(enable_timing=True)
-        side = torch.cuda.Stream()
+        self._start: Any = _cuda.Event(enable_timing=True)
+        self._end: Any = _cuda.Event(enable_timing=True)
+        side = _cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # what compiles or tunes itself does so before the capture
             for call in calls[:2]:
@@ -47,7 +48,8 @@ class CudaTimed:
         self._graph.replay()
         self._end.record()
         self._end.synchronize()
-        return self._start.elapsed_time(self._end) / 1e3 / self._count
+        milliseconds: Any = self._start.elapsed_time(self._end)
+        return float(milliseconds) / 1e3 / self._count
 
     def output(self) -> Any:
         return self._output
@@ -57,6 +59,7 @@ class CudaClock:
     """See `timing.Clock`. Each contender rotates through twice the L2 cache by itself."""
 
     device = "cuda"
+    kind = "CUDA events around a graph"
     alone = True
 
     def __init__(self) -> None:

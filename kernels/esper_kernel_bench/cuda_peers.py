@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from esper_kernel_bench.compression import Compression
-from esper_kernel_bench.contender import AbsentError, Contender, copying
+from esper_kernel_bench.contender import AbsentError, Contender, copying, sides
 from esper_kernel_bench.cpu_peers import AGAIN, DENSE, FLOATING
 from esper_kernel_bench.layers import Layer
 from esper_kernel_bench.peer import Library, Linear, Packed, factors, sparse, whole
@@ -31,7 +31,7 @@ def _padded(x: Tensor, multiple: int) -> Tensor:
 
 
 def _stored24(weight: Tensor) -> roofline.Stored:
-    return roofline.sparse24(*weight.shape, weight.itemsize)
+    return roofline.sparse24(*sides(weight), weight.itemsize)
 
 
 def _subclass(name: str) -> Any:
@@ -88,10 +88,11 @@ def _bsr(weight: Tensor, bias: Tensor | None) -> Packed:
     def run(x: Tensor, packed: Tensor, own: Tensor) -> Tensor:
         wide = _padded(x, _BLOCK).t()
         base = own[:, None].expand(outputs, wide.shape[1])
-        return bsr_dense_addmm(base, packed, wide).t()[: len(x)]
+        out: Tensor = bsr_dense_addmm(base, packed, wide)
+        return out.t()[: len(x)]
 
     nonzeros = matrix.values().numel()
-    stored = roofline.compressed(*weight.shape, weight.itemsize, nonzeros, _BLOCK)
+    stored = roofline.compressed(*sides(weight), weight.itemsize, nonzeros, _BLOCK)
     return Packed(copying(run, (matrix, column)), stored, roofline.UNITS[weight.dtype])
 
 
@@ -114,7 +115,7 @@ def _torchao(config: str) -> Any:
             return lambda x: compiled(x, layer.weight, own)
 
         unit = "int8" if "DynamicActivation" in config else roofline.UNITS[weight.dtype]
-        return Packed(make, roofline.int8(*weight.shape), unit)
+        return Packed(make, roofline.int8(*sides(weight)), unit)
 
     return pack
 
@@ -133,7 +134,7 @@ def _int8pack(weight: Tensor, bias: Tensor | None) -> Packed:
 
     weights = (integers, scale.to(weight.dtype), bias)
     unit = roofline.UNITS[weight.dtype]
-    return Packed(copying(run, weights), roofline.int8(*weight.shape), unit)
+    return Packed(copying(run, weights), roofline.int8(*sides(weight)), unit)
 
 
 WHOLE = (
@@ -157,8 +158,8 @@ def peers(layer: Layer, compressions: Sequence[Compression], dtype: torch.dtype)
     if layer.kind != "linear":
         return found
     shares = {c.density for c in compressions if c.family in ("runs", "blocks", "2:4")}
-    for share in sorted(shares):
-        found.append(sparse(BSR, Compression.parse(f"128x64@{share:g}"), dtype))
+    blocks = [Compression.parse(f"128x64@{share:g}") for share in sorted(shares)]
+    found += [sparse(BSR, each, dtype) for each in blocks]
     if 0.5 in shares:  # half of the weights: 2:4 is the other way to get there
         found += [sparse(library, Compression.parse("2:4"), dtype) for library in SPARSE24]
     for compression in compressions:

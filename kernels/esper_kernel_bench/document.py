@@ -38,6 +38,8 @@ def document(selection: Selection, findings: Findings, command: str) -> Document
         "threads": torch.get_num_threads(),
         "versions": _versions(),
         "seed": selection.seed,
+        "clock": findings.clock,
+        "rotated_bytes": findings.rotated,
         "effort": asdict(selection.effort),
         "rule": {
             "delta": RULE.delta,
@@ -48,7 +50,7 @@ def document(selection: Selection, findings: Findings, command: str) -> Document
         "sources": SOURCES,
         "specification": _device(findings.specification),
         "calibration": _device(roof),
-        "columns": ["dtype", "pattern", *(f"M={m}" for m in sorted(selection.rows))],
+        "columns": ["dtype", "op", "pattern", *(f"M={m}" for m in sorted(selection.rows))],
         "rows": summaries.table(cells, "best"),
         "against_dense": summaries.table(cells, "dense"),
         "by_pattern": summaries.by_pattern(cells),

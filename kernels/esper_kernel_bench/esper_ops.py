@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from esper_kernel_bench.compression import Compression
-from esper_kernel_bench.contender import Built, Contender, copying, nbytes
+from esper_kernel_bench.contender import Built, Contender, copying, nbytes, sides
 from esper_kernel_bench.layers import Layer
 from esper_kernel_bench.problem import TOLERANCE, TOLERANCE_INT8, Problem
 from esper_kernels import int8, ops, roofline, sparse24
@@ -64,7 +64,7 @@ def _linear(compression: Compression, dtype: torch.dtype, problem: Problem) -> B
     w = _pack(weight, compression)
     weights = [w.values, w.scale, w.index, problem.bias]
 
-    def run(x: Tensor, values: Any, scale: Any, index: Any, bias: Tensor | None) -> Tensor:
+    def run(x: Tensor, values: Any, scale: Any, index: Any, bias: Tensor | None) -> Any:
         if index is None:
             return ops.int8_linear(x, values, scale, bias)
         if scale is None:
@@ -84,7 +84,7 @@ def _sparse24(compression: Compression, dtype: torch.dtype, problem: Problem) ->
     packed = sparse24.Sparse24.pack(weight)
     weights = [packed.values, packed.metadata, problem.bias]
 
-    def run(x: Tensor, values: Any, metadata: Any, bias: Tensor | None) -> Tensor:
+    def run(x: Tensor, values: Any, metadata: Any, bias: Tensor | None) -> Any:
         return ops.sparse24_linear(x, values, metadata, bias, inputs, outputs)
 
     stored = roofline.sparse24(outputs, inputs, dtype.itemsize)
@@ -119,7 +119,7 @@ def _gated(compression: Compression, dtype: torch.dtype, problem: Problem) -> Bu
     weights = [gate.values, up.values, gate.scale, up.scale, gate.index, up.index]
     activation = problem.layer.activation
 
-    def run(x: Tensor, *own: Any) -> Tensor:
+    def run(x: Tensor, *own: Any) -> Any:
         return ops.gated_linear(x, *own, activation, gate.rows, gate.run)
 
     def work(m: int) -> roofline.Work:
@@ -138,7 +138,7 @@ def _projections(compression: Compression, dtype: torch.dtype, problem: Problem)
     def run(x: Tensor, own: Tensor, bias: Tensor | None) -> Any:
         return ops.attention_projections(x, own, bias, heads, shared, size)
 
-    stored = roofline.dense(*weight.shape, weight.itemsize)
+    stored = roofline.dense(*sides(weight), weight.itemsize)
 
     def work(m: int) -> roofline.Work:
         return roofline.linear(m, stored, dtype.itemsize, roofline.UNITS[dtype])

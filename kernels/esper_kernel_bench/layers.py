@@ -107,9 +107,7 @@ def choose(globs: Iterable[str]) -> list[Layer]:
 
     chosen: set[str] = set()
     for glob in globs:
-        fits = [
-            layer.id for layer in LAYERS if fnmatchcase(layer.id, glob) or layer.model == glob
-        ]
+        fits = [layer.id for layer in LAYERS if fnmatchcase(layer.id, glob) or layer.model == glob]
         if not fits:
             known = [*SOURCES, *(layer.id for layer in LAYERS)]
             hint = nearest(glob, known) or f"; models are {', '.join(SOURCES)}"

@@ -122,8 +122,8 @@ def composed(layer: Layer, linears: Sequence[Linear]) -> Call:
     queries, shared, size = layer.heads
 
     def projections(x: Tensor) -> Any:
-        out = linear(x.flatten(0, 1)).unflatten(0, x.shape[:2]).unflatten(2, (-1, size))
-        parts = out.split([queries, shared, shared], 2)
+        out = linear(x.flatten(0, 1)).reshape(*x.shape[:2], -1, size)
+        parts = torch.split(out, [queries, shared, shared], 2)
         return [part.transpose(1, 2).contiguous() for part in parts]
 
     return projections

@@ -129,5 +129,5 @@ class Problem:
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     """x W^T in float64."""
-    parts = [functional.linear(x, part.double()) for part in weight.split(_CHUNK)]
+    parts = [functional.linear(x, part.double()) for part in torch.split(weight, _CHUNK)]
     return torch.cat(parts, 1)

@@ -1,16 +1,18 @@
 """Times contenders in interleaved rounds, and lets no time count whose output is wrong.
 
-The contenders of a panel are visited in a new random order in every round, so that what the machine
-does meanwhile meets all alike. Rounds are grouped by *placement*: the copies of the weights are made
-anew for each, because where memory lies is chance, too, and stays for as long as it is held.
+The contenders of a panel are visited in a new random order in every round, so that what the
+machine does meanwhile meets all alike. Rounds are grouped by *placement*: the copies of the weights
+are made anew for each, because where memory lies is chance, too, and stays while it is held.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -23,6 +25,7 @@ from esper_kernel_bench.timing import Clock, Timed
 from esper_kernels.roofline import Work
 
 _MOST_COPIES = 512
+_PATH = re.compile(r"\s*\(/[^)]*\)")  # as in "cannot import name 'x' from 'y' (/place/of/y.py)"
 SLOW = 8.0  # peers that take so many times the baseline are left out of the rounds
 
 
@@ -136,7 +139,9 @@ class Group:
         timed: dict[str, Timed] = {}
         for key, track in rows.tracks.items():
             if not track.reason:
-                self._guarded(rows, track, lambda key=key: self._prepare(rows, key, calls, timed))
+                with _refusing(track):
+                    timed[key] = self._clock.prepare(calls[key], self._problem.input(rows.m))
+                    self._check(rows, key, timed[key])
         if not rows.rounds:
             _leave_out_slow(rows, timed)
             spent = sum(timed[key].warm for key, track in rows.tracks.items() if not track.reason)
@@ -150,14 +155,8 @@ class Group:
                 for key in self._rng.sample(running, len(running)):
                     rows.tracks[key].samples[-1].append(timed[key].seconds())
         for key in running:
-            track = rows.tracks[key]
-            self._guarded(rows, track, lambda key=key: self._check(rows, key, timed[key]))
-
-    def _prepare(
-        self, rows: Rows, key: str, calls: dict[str, list[Call]], timed: dict[str, Timed]
-    ) -> None:
-        timed[key] = self._clock.prepare(calls[key], self._problem.input(rows.m))
-        self._check(rows, key, timed[key])
+            with _refusing(rows.tracks[key]):
+                self._check(rows, key, timed[key])
 
     def _check(self, rows: Rows, key: str, timed: Timed) -> None:
         """Compare the last output with the reference."""
@@ -167,36 +166,42 @@ class Group:
         if not error <= built.tolerance:
             raise ArithmeticError(f"wrong result: relative error {error:.2g}")
 
-    def _guarded(self, rows: Rows, track: Track, step: Callable[[], None]) -> None:
-        try:
-            with torch.inference_mode(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                step()
-        except Exception as error:  # noqa: BLE001 - whatever a library raises is its reason
-            track.reason = reason_of(error)
-            track.samples.clear()
+
+@contextmanager
+def _refusing(track: Track) -> Iterator[None]:
+    """What is raised inside ends a contender's part in a panel and is kept as the reason."""
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # beta notices of the libraries
+            yield
+    except Exception as error:  # noqa: BLE001 - whatever a library raises is its reason
+        track.reason = reason_of(error)
+        track.samples.clear()
 
 
 def _leave_out_slow(rows: Rows, timed: dict[str, Timed]) -> None:
     """A peer that nobody would choose is named and not timed on: it would only cost rounds."""
-    base = [timed[k].warm for k, t in rows.tracks.items() if t.contender.role == "dense" and k in timed]
+    base = [
+        timed[k].warm for k, t in rows.tracks.items() if t.contender.role == "dense" and k in timed
+    ]
     for key, track in rows.tracks.items():
         if track.contender.role == "peer" and not track.reason and base:
             times = timed[key].warm / base[0]
             if times > SLOW:
-                track.reason = f"left out: {times:.0f} times the dense layer when warm"
+                track.reason = f"left out: {times:.0f} times the dense layer at M={rows.m}"
 
 
 def _carry_over(smaller: Rows, rows: Rows) -> None:
     """What was left out with fewer rows is not tried with more."""
     for key, track in smaller.tracks.items():
-        if track.reason.startswith("left out") and not rows.tracks[key].reason:
-            rows.tracks[key].reason = track.reason.split(" with ")[0] + f" with {smaller.m} rows"
+        if track.reason.startswith("left out"):
+            rows.tracks[key].reason = track.reason
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of what was raised, with its type where that says something."""
+    """The first line of what was raised, without paths, with its type where that says something."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    line = _PATH.sub("", line)
     plain = type(error).__name__ in ("AbsentError", "ArithmeticError")
     text = line if plain else f"{type(error).__name__}: {line}".rstrip(": ")
     return text if len(text) <= 200 else f"{text[:199]}\N{HORIZONTAL ELLIPSIS}"

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -24,6 +25,7 @@ from esper_kernel_bench.sampling import Effort, Group, Rows
 from esper_kernel_bench.timing import Clock
 from esper_kernels.roofline import Device, Work, specification
 
+Said = Callable[[int, int, str], None]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -53,11 +55,15 @@ class Findings:
     """What came out.
 
     Attributes:
+        clock: what was read.
+        rotated: bytes of weights that pass before a copy is read again.
         skipped: what was not measured, as `layer dtype M: why`.
     """
 
     specification: Device | None
     calibrated: Device
+    clock: str
+    rotated: int
     panels: list[Panel] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
@@ -82,8 +88,8 @@ def clock(device: str) -> Clock:
 
 def contenders(layer: Layer, dtype: str, selection: Selection) -> list[Contender]:
     """Peers first, then ours."""
-    peers = cpu_peers if selection.device == "cpu" else cuda_peers
-    found = peers.peers(layer, selection.compressions, DTYPES[dtype])
+    peers = cpu_peers.peers if selection.device == "cpu" else cuda_peers.peers
+    found = peers(layer, selection.compressions, DTYPES[dtype])
     # A dense linear layer alone compiles to the library call that is there already, unless
     # templates are searched.
     if selection.compiled and (layer.kind != "linear" or selection.tuned):
@@ -91,14 +97,15 @@ def contenders(layer: Layer, dtype: str, selection: Selection) -> list[Contender
     return found + esper_ops.contenders(layer, selection.compressions, DTYPES[dtype])
 
 
-def run(selection: Selection, said: Callable[[int, int, str], None]) -> Findings:
+def run(selection: Selection, said: Said) -> Findings:
     """Measure. `said(done, total, what)` hears of every step."""
     deadline = time.monotonic() + selection.budget
     watch = clock(selection.device)
     wanted = [DTYPES[name] for name in selection.dtypes]
     said(0, 1, "calibrating")
     name = torch.cuda.get_device_name() if selection.device == "cuda" else ""
-    findings = Findings(specification(name), calibrate(watch, wanted, selection.seed))
+    roofs = calibrate(watch, wanted, selection.seed)
+    findings = Findings(specification(name), roofs, watch.kind, watch.rotated)
     rng = random.Random(selection.seed)
     groups = [
         (layer, stands_for, dtype)
@@ -117,7 +124,8 @@ def run(selection: Selection, said: Callable[[int, int, str], None]) -> Findings
         group = Group(
             problem, contenders(layer, dtype, selection), watch, selection.effort, rng, deadline
         )
-        for rows in group.measure(lambda step: said(number, len(groups), f"{what}, {step}")):
+        say = partial(_say, said, number, len(groups), what)
+        for rows in group.measure(say):
             panel = None if rows.skipped else finished(layer, stands_for, dtype, rows)
             if panel is None:
                 findings.skipped.append(f"{what} {rows.m}: {_why(rows)}")
@@ -133,6 +141,10 @@ def _reached(panel: Panel) -> list[tuple[Work, float]]:
         for track in panel.timed
         if track.work is not None and track.contender.compression in ("dense", "int8")
     ]
+
+
+def _say(said: Said, done: int, total: int, what: str, step: str) -> None:
+    said(done, total, f"{what}, {step}")
 
 
 def _why(rows: Rows) -> str:

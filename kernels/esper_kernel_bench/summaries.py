@@ -14,7 +14,7 @@ _UNSURE = "\N{WHITE CIRCLE}"
 
 
 def table(cells: Sequence[Row], against: str) -> list[dict[str, Any]]:
-    """A row for each dtype and pattern, a column for each M: a mark and the mean ratio.
+    """A row for each dtype, op and pattern, a column for each M: a mark and the mean ratio.
 
     The ratio is the geometric mean over layers; the mark says that every layer is faster, or every
     one slower, and otherwise that it depends.
@@ -23,8 +23,8 @@ def table(cells: Sequence[Row], against: str) -> list[dict[str, Any]]:
         against: `best` or `dense`.
     """
     rows: list[dict[str, Any]] = []
-    for (dtype, pattern), some in _grouped(cells, "dtype", "compression").items():
-        row: dict[str, Any] = {"dtype": dtype, "pattern": _shown(some[0], pattern)}
+    for (dtype, op, pattern), some in _grouped(cells, "dtype", "op", "compression").items():
+        row: dict[str, Any] = {"dtype": dtype, "op": op, "pattern": pattern}
         for (m,), same in sorted(_grouped(some, "m").items()):
             outcomes = {cell[f"{against}_outcome"] for cell in same}
             mark = _MARKS.get(next(iter(outcomes)), _UNSURE) if len(outcomes) == 1 else _UNSURE
@@ -34,15 +34,17 @@ def table(cells: Sequence[Row], against: str) -> list[dict[str, Any]]:
 
 
 def by_pattern(cells: Sequence[Row]) -> list[dict[str, Any]]:
-    """A row for each dtype, pattern and M, with what the ratios mean."""
+    """A row for each dtype, op, pattern and M."""
     found = []
-    for (dtype, pattern, m), some in _grouped(cells, "dtype", "compression", "m").items():
+    keys = ("dtype", "op", "compression", "m")
+    for (dtype, op, pattern, m), some in _grouped(cells, *keys).items():
         outcomes = Counter(cell["best_outcome"] for cell in some)
         calibrated = [c["fraction_calibrated"] for c in some if c["fraction_calibrated"]]
         found.append(
             {
                 "dtype": dtype,
-                "pattern": _shown(some[0], pattern),
+                "op": op,
+                "pattern": pattern,
                 "m": m,
                 "layers": len(some),
                 "over_dense": _three(geometric(c["dense_ratio"] for c in some)),
@@ -61,11 +63,12 @@ def notes(cells: Sequence[Row], skipped: Sequence[str]) -> list[str]:
     best = Counter(cell["best_outcome"] for cell in cells)
     dense = Counter(cell["dense_outcome"] for cell in cells)
     said = [
-        "Ratios are the peer's time over ours, above 1 is faster, as geometric means over layers; "
-        f"{_MARKS['FAST']} every layer is faster, {_MARKS['SLOW']} every layer is slower, "
-        f"{_UNSURE} it depends or cannot be told.",
-        f"{len(cells)} cells. Against the fastest peer: {_counted(best)}. Against the dense layer "
-        f"of the same dtype: {_counted(dense)}.",
+        (
+            "Ratios are the peer's time over ours, above 1 is faster, as geometric means over "
+            f"layers; {_MARKS['FAST']} every layer is faster, {_MARKS['SLOW']} every layer is "
+            f"slower, {_UNSURE} it depends or cannot be told."
+        ),
+        f"Against the fastest peer: {_counted(best)}; against the dense layer: {_counted(dense)}.",
     ]
     if skipped:
         said.append(f"{len(skipped)} panels were not measured; the result file says why.")
@@ -83,11 +86,6 @@ def _grouped(cells: Sequence[Row], *keys: str) -> dict[tuple[Any, ...], list[Row
     for cell in cells:
         found.setdefault(tuple(cell[key] for key in keys), []).append(cell)
     return found
-
-
-def _shown(cell: Row, pattern: str) -> str:
-    """Dense layers of ours are those that fuse something."""
-    return cell["op"] if pattern == "dense" else pattern
 
 
 def _counted(outcomes: Counter[str]) -> str:

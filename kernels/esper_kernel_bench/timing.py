@@ -29,6 +29,8 @@ class Clock(Protocol):
     """Times calls on a device."""
 
     device: str
+    kind: str
+    """What is read, for the record."""
     rotated: int
     """Bytes of weights that must pass before a copy is read again."""
     alone: bool

@@ -50,9 +50,9 @@ def log_ratios(other: Samples, own: Samples) -> list[Array]:
     return [(np.log(np.asarray(o)) - np.log(np.asarray(s)))[:, None] for o, s in pairs]
 
 
-def estimate(contrasts: Sequence[Array]) -> Bootstrap:
+def estimate(contrasts: Sequence[Array], seed: int = 1) -> Bootstrap:
     """The gate's bootstrap of the pooled median."""
-    return bootstrap(contrasts, RULE, RULE.alpha, seed=1)
+    return bootstrap(contrasts, RULE, RULE.alpha, seed)
 
 
 def noise(base: Samples, again: Samples) -> float:
