@@ -46,6 +46,9 @@ SUITES = {
     "minilm_held_out": Suite(
         "end_to_end/minilm_held_out.py", "what the pruned MiniLM forgot, on unseen texts"
     ),
+    "kernels_cpu": Suite(
+        "kernels/cpu.py", "our kernels beside oneDNN, MKL and int8 on this CPU (an hour)"
+    ),
     "gate_simulation": Suite(
         "gate/simulate.py",
         "error rates of the decision rule on simulated noise",

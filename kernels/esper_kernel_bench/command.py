@@ -65,8 +65,9 @@ def kernels_command(done: Callable[[int], None]) -> Callable[..., None]:
         quick: Annotated[
             bool, _option("--quick", panel=_SELECT, help="Few layers, patterns, rows and rounds.")
         ] = False,
-        tuned: Annotated[
-            bool, _option("--tuned", panel=_SELECT, help="Inductor searches templates: slow.")
+        max_autotune: Annotated[
+            bool,
+            _option("--max-autotune", panel=_SELECT, help="Inductor searches templates: slow."),
         ] = False,
         budget_seconds: Annotated[
             float,
@@ -125,9 +126,13 @@ def kernels_command(done: Callable[[int], None]) -> Callable[..., None]:
             _check(output, plot)
             selection = select(
                 shapes=shapes, m=m, patterns=patterns, dtypes=dtypes, device=device, quick=quick,
-                tuned=tuned, budget=budget_seconds, seed=seed,
+                tuned=max_autotune, budget=budget_seconds, seed=seed,
             )  # fmt: skip
-            found = _measure(selection, threads, progress if not as_json else "never")
+            command = _command(
+                shapes=shapes, m=m, patterns=patterns, dtypes=dtypes, device=selection.device,
+                threads=threads, quick=quick, max_autotune=max_autotune, seed=seed,
+            )  # fmt: skip
+            found = _measure(selection, threads, command, "never" if as_json else progress)
         done(_give(found, output, plot, as_json=as_json))
 
     return kernels
@@ -213,7 +218,7 @@ def _check(output: Path | None, plot: Path | None) -> None:
             raise OutputError(f"{plot} cannot be made: {error.strerror or error}") from error
 
 
-def _measure(selection: Selection, threads: int, progress: str) -> dict[str, Any]:
+def _measure(selection: Selection, threads: int, command: str, progress: str) -> dict[str, Any]:
     import torch
 
     from esper.instruments import Progress
@@ -228,19 +233,20 @@ def _measure(selection: Selection, threads: int, progress: str) -> dict[str, Any
     try:
         with bar.task("measuring kernels"):
             findings = run(selection, bar.report)
-        return document(selection, findings, _command())
+        return document(selection, findings, command)
     finally:
         torch.set_num_threads(before)
 
 
-def _command() -> str:
-    """The command line as typed, without paths."""
-    words = [word for word in sys.argv[1:] if "/" not in word or not Path(word).is_absolute()]
-    return (
-        shlex.join(["esper", *words])
-        if words[:2] == ["bench", "kernels"]
-        else "esper bench kernels"
-    )
+def _command(**options: object) -> str:
+    """The command that measures the same again."""
+    words = ["esper", "bench", "kernels"]
+    for name, value in options.items():
+        if value is True:
+            words.append(f"--{name.replace('_', '-')}")
+        elif value:
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 def _give(found: dict[str, Any], output: Path | None, plot: Path | None, *, as_json: bool) -> int:

@@ -34,8 +34,8 @@ class CudaTimed:
             self._end.record(side)
         torch.cuda.current_stream().wait_stream(side)
         self._end.synchronize()
-        self.warm = self._start.elapsed_time(self._end) / 1e3
-        self._count = min(_MOST, max(len(calls), ceil(_LEAST / max(self.warm, 1e-6))))
+        self.warm: float = self._start.elapsed_time(self._end) / 1e3
+        self._count: int = min(_MOST, max(len(calls), ceil(_LEAST / max(self.warm, 1e-6))))
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             for number in range(self._count):
@@ -48,8 +48,7 @@ class CudaTimed:
         self._graph.replay()
         self._end.record()
         self._end.synchronize()
-        milliseconds: Any = self._start.elapsed_time(self._end)
-        return float(milliseconds) / 1e3 / self._count
+        return float(self._start.elapsed_time(self._end)) / 1e3 / self._count
 
     def output(self) -> Any:
         return self._output

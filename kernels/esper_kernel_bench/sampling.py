@@ -31,12 +31,20 @@ SLOW = 8.0  # peers that take so many times the baseline are left out of the rou
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: `seconds` a panel and placement, within the bounds of rounds."""
+    """How much is measured.
+
+    Attributes:
+        placements: how often weights are laid out anew.
+        seconds: of a panel in one placement, within the bounds of rounds.
+        least, most: rounds of a placement.
+        longest: seconds that a round may take; what would take longer is skipped.
+    """
 
     placements: int = 4
     seconds: float = 1.5
     least: int = 2
     most: int = 16
+    longest: float = 15.0
 
     def __post_init__(self) -> None:
         if self.placements < 2 or self.placements * self.least < 7:
@@ -63,12 +71,16 @@ class Track:
 
 @dataclass
 class Rows:
-    """A panel in the making: all contenders on the input of M rows."""
+    """A panel in the making: all contenders on the input of M rows.
+
+    `round_seconds` is what a round took when warm, `skipped` why there are no rounds.
+    """
 
     m: int
     tracks: dict[str, Track]
     rounds: int = 0
-    skipped: bool = False
+    round_seconds: float = 0.0
+    skipped: str = ""
 
 
 class Group:
@@ -107,24 +119,33 @@ class Group:
                 rows.tracks[key].work = built.work(rows.m)
 
     def measure(self, said: Callable[[str], None] = lambda what: None) -> list[Rows]:
-        """Run all placements. Panels that no longer fit before the deadline are `skipped`."""
+        """Run all placements. Panels that take too long are `skipped`."""
         for placement in range(self._effort.placements):
             calls = {key: self._copies(key) for key in self._built}
             for position, rows in enumerate(self.panels):
-                if placement == 0 and self._late():
-                    rows.skipped = True
+                if placement == 0:
+                    before = self.panels[position - 1] if position else None
+                    rows.skipped = self._why_not(rows, before)
                 if rows.skipped:
                     continue
                 said(f"{rows.m} rows, placement {placement + 1} of {self._effort.placements}")
-                if placement == 0 and position:
-                    _carry_over(self.panels[position - 1], rows)
                 self._visit(rows, calls)
         return self.panels
 
-    def _late(self) -> bool:
-        """Whether what was begun will take all the time there is: the first placement is known."""
+    def _why_not(self, rows: Rows, smaller: Rows | None) -> str:
+        """Why a panel is not begun; empty when it is. What was left out before stays out."""
         spent = time.monotonic() - self._started
-        return self._started + self._effort.placements * spent > self._deadline
+        if self._started + self._effort.placements * spent > self._deadline:
+            return "no time left"  # what was begun will take what there is
+        if smaller is None:
+            return ""
+        if smaller.skipped:
+            return smaller.skipped
+        _carry_over(smaller, rows)
+        expected = smaller.round_seconds * rows.m / smaller.m
+        if expected > self._effort.longest and smaller.round_seconds > 1:
+            return f"a round would take some {expected:.0f} s"
+        return ""
 
     def _copies(self, key: str) -> list[Call]:
         built, clock = self._built[key], self._clock
@@ -145,6 +166,7 @@ class Group:
         if not rows.rounds:
             _leave_out_slow(rows, timed)
             spent = sum(timed[key].warm for key, track in rows.tracks.items() if not track.reason)
+            rows.round_seconds = spent
             fits = int(self._effort.seconds / max(spent, 1e-9))
             rows.rounds = min(self._effort.most, max(self._effort.least, fits))
         running = [key for key, track in rows.tracks.items() if not track.reason]

@@ -150,6 +150,6 @@ def _say(said: Said, done: int, total: int, what: str, step: str) -> None:
 def _why(rows: Rows) -> str:
     """Why there is no panel."""
     if rows.skipped:
-        return "no time left"
+        return rows.skipped
     dense = next(t for t in rows.tracks.values() if t.contender.role == "dense")
     return f"the dense layer takes no part: {dense.reason}"

@@ -53,7 +53,7 @@ def findings(ours: float = 0.5, base: float = 1.0, seed: int = 0) -> Findings:
             ),
         ],
         FakeClock(),
-        Effort(placements=3, seconds=60.0, least=6, most=6),
+        Effort(placements=3, seconds=60.0, least=6, most=6, longest=1e9),
         random.Random(seed),
     )  # fmt: skip
     found = Findings(None, ROOF, "none", 1)
@@ -88,7 +88,7 @@ def test_a_panel_without_a_dense_layer_is_none() -> None:
         problem(),
         [contender("dense", 1.0, role="dense", refuses="broken"), contender("esper x", 1.0)],
         FakeClock(),
-        Effort(placements=3, least=3),
+        Effort(placements=3, least=3, longest=1e9),
         random.Random(0),
     )
     assert [finished(LAYER, [], "fp32", rows) for rows in group.measure()] == [None, None]

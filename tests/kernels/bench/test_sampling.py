@@ -13,7 +13,7 @@ from esper_kernel_bench.contender import Contender
 from esper_kernel_bench.sampling import Effort, Group, Rows, reason_of
 from tests.kernels.bench.fakes import FakeClock, contender, problem, standard
 
-EFFORT = Effort(placements=3, seconds=30.0, least=3, most=5)
+EFFORT = Effort(placements=3, seconds=30.0, least=3, most=5, longest=1e9)
 
 
 def measured(
@@ -103,7 +103,13 @@ def test_what_no_longer_fits_is_skipped() -> None:
     group = Group(
         problem(), standard(), FakeClock(), EFFORT, random.Random(0), time.monotonic() - 1
     )
-    assert [rows.skipped for rows in group.measure()] == [True, True]
+    assert [rows.skipped for rows in group.measure()] == ["no time left", "no time left"]
+
+
+def test_rounds_that_would_take_too_long_are_not_begun() -> None:
+    effort = Effort(placements=3, least=3, longest=20.0)
+    panels, _ = measured(effort=effort)  # 2 s with 3 rows, so some 27 s with 40
+    assert [rows.skipped for rows in panels] == ["", "a round would take some 27 s"]
 
 
 def test_too_few_rounds_for_the_sign_test_are_refused() -> None:
