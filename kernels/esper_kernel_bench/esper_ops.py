@@ -14,7 +14,7 @@ from esper_kernel_bench.compression import Compression
 from esper_kernel_bench.contender import Built, Contender, copying, nbytes, sides
 from esper_kernel_bench.layers import Layer
 from esper_kernel_bench.problem import TOLERANCE, TOLERANCE_INT8, Problem
-from esper_kernels import int8, ops, roofline, sparse24
+from esper_kernels import int8, ops, roofline
 from esper_kernels.run_sparse import RunSparse
 
 Build = Callable[[Compression, torch.dtype, Problem], Built]
@@ -24,14 +24,14 @@ Build = Callable[[Compression, torch.dtype, Problem], Built]
 class _Packed:
     """A weight as an op takes it; what the format does not have is None.
 
-    `stored` is what it weighs, `rows` and `run` are 0 where it is not sparse in runs.
+    `stored` is what it weighs.
     """
 
     values: Tensor
     scale: Tensor | None
     index: Tensor | None
-    rows: int
-    run: int
+    rows: int | None
+    run: int | None
     stored: roofline.Stored
 
 
@@ -42,9 +42,9 @@ def _pack(weight: Tensor, compression: Compression) -> _Packed:
     if pattern is None:
         if not compression.int8:
             stored = roofline.dense(outputs, inputs, weight.itemsize)
-            return _Packed(weight, None, None, 0, 0, stored)
+            return _Packed(weight, None, None, None, None, stored)
         values, scale = int8.quantize(weight)
-        return _Packed(values, scale, None, 0, 0, roofline.int8(outputs, inputs))
+        return _Packed(values, scale, None, None, None, roofline.int8(outputs, inputs))
     packed = RunSparse.pack(weight, pattern.rows, pattern.columns)
     values, scale = int8.quantize(packed.values) if compression.int8 else (packed.values, None)
     kept = packed.index.shape[1]
@@ -79,6 +79,8 @@ def _linear(compression: Compression, dtype: torch.dtype, problem: Problem) -> B
 
 
 def _sparse24(compression: Compression, dtype: torch.dtype, problem: Problem) -> Built:
+    from esper_kernels import sparse24
+
     (weight,) = problem.pruned(compression)
     outputs, inputs = weight.shape
     packed = sparse24.Sparse24.pack(weight)

@@ -17,8 +17,9 @@ from torch import Tensor
 from esper_kernel_bench.compression import Compression
 from esper_kernel_bench.contender import AbsentError, Built, Call, Contender
 from esper_kernel_bench.layers import Layer
-from esper_kernel_bench.problem import ACTIVATIONS, TOLERANCE, TOLERANCE_INT8, Problem
+from esper_kernel_bench.problem import TOLERANCE, TOLERANCE_INT8, Problem
 from esper_kernels import roofline
+from esper_kernels.activations import ACTIVATIONS
 
 Linear = Callable[[Tensor], Tensor]
 """x W^T + bias on rows (M, K)."""
@@ -114,7 +115,7 @@ def composed(layer: Layer, linears: Sequence[Linear]) -> Call:
     """The layer made of linear layers."""
     if layer.kind == "gated":
         gate, up = linears
-        activation = ACTIVATIONS[layer.activation]
+        activation = ACTIVATIONS[layer.activation].forward
         return lambda x: activation(gate(x)) * up(x)
     (linear,) = linears
     if layer.kind == "linear":

@@ -71,7 +71,9 @@ def sparse(sizes: Sizes, dtype: torch.dtype) -> RunSparse:
     kept = torch.rand(groups, runs) < sizes.density
     mask = kept.repeat_interleave(sizes.rows, 0)[: sizes.outputs]
     mask = mask.repeat_interleave(sizes.run, 1)[:, : sizes.inputs]
-    return RunSparse.pack((dense(sizes.outputs, sizes.inputs) * mask).to(dtype), sizes.rows, sizes.run)
+    return RunSparse.pack(
+        (dense(sizes.outputs, sizes.inputs) * mask).to(dtype), sizes.rows, sizes.run
+    )
 
 
 def dense(outputs: int, inputs: int) -> Tensor:

@@ -67,9 +67,7 @@ def test_strides(problem: Problem) -> None:
     x, *weights = problem.arguments(Sizes(), torch.float32)
     spread = torch.randn(*x.shape[:-1], 2 * x.shape[-1])[..., ::2]
     turned = torch.randn(x.mT.shape).mT
-    apart = [
-        torch.stack([t, t], -1)[..., 0] if isinstance(t, Tensor) else t for t in weights
-    ]
+    apart = [torch.stack([t, t], -1)[..., 0] if isinstance(t, Tensor) else t for t in weights]
     for strided in (spread, turned):
         agree(problem.op(strided, *apart), problem.reference(strided, *weights))
 
