@@ -50,7 +50,7 @@ def answering(answer: Callable[[Question], Config | None]) -> Iterator[None]:
 def questions(call: Callable[[], object]) -> list[Question]:
     """What a call asks for."""
     asked: list[Question] = []
-    with answering(asked.append):  # type: ignore[func-returns-value]
+    with answering(asked.append):
         call()
     return list(dict.fromkeys(asked))
 

@@ -16,6 +16,8 @@ from esper_kernel_bench.layers import Layer
 from esper_kernel_bench.problem import TOLERANCE, TOLERANCE_INT8, Problem
 from esper_kernels import int8, ops, roofline
 from esper_kernels.run_sparse import RunSparse
+from esper_kernels.sparse24 import Sparse24
+from esper_kernels.sparse24_linear.op import sparse24_linear
 
 Build = Callable[[Compression, torch.dtype, Problem], Built]
 
@@ -46,7 +48,10 @@ def _pack(weight: Tensor, compression: Compression) -> _Packed:
         values, scale = int8.quantize(weight)
         return _Packed(values, scale, None, None, None, roofline.int8(outputs, inputs))
     packed = RunSparse.pack(weight, pattern.rows, pattern.columns)
-    values, scale = int8.quantize(packed.values) if compression.int8 else (packed.values, None)
+    values: Tensor = packed.values
+    scale: Tensor | None = None
+    if compression.int8:
+        values, scale = int8.quantize(values)
     kept = packed.index.shape[1]
     stored = roofline.run_sparse(
         outputs, inputs, values.itemsize, kept, packed.rows, packed.run, scales=compression.int8
@@ -79,15 +84,13 @@ def _linear(compression: Compression, dtype: torch.dtype, problem: Problem) -> B
 
 
 def _sparse24(compression: Compression, dtype: torch.dtype, problem: Problem) -> Built:
-    from esper_kernels import sparse24
-
     (weight,) = problem.pruned(compression)
     outputs, inputs = weight.shape
-    packed = sparse24.Sparse24.pack(weight)
+    packed = Sparse24.pack(weight)
     weights = [packed.values, packed.metadata, problem.bias]
 
     def run(x: Tensor, values: Any, metadata: Any, bias: Tensor | None) -> Any:
-        return ops.sparse24_linear(x, values, metadata, bias, inputs, outputs)
+        return sparse24_linear(x, values, metadata, bias, inputs, outputs)
 
     stored = roofline.sparse24(outputs, inputs, dtype.itemsize)
 
