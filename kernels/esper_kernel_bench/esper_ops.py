@@ -40,21 +40,27 @@ class _Packed:
 def _pack(weight: Tensor, compression: Compression) -> _Packed:
     """Sparse in runs, int8, both or neither."""
     outputs, inputs = weight.shape
-    pattern = compression.pattern
-    if pattern is None:
-        if not compression.int8:
-            stored = roofline.dense(outputs, inputs, weight.itemsize)
-            return _Packed(weight, None, None, None, None, stored)
-        values, scale = int8.quantize(weight)
-        return _Packed(values, scale, None, None, None, roofline.int8(outputs, inputs))
-    packed = RunSparse.pack(weight, pattern.rows, pattern.columns)
-    values: Tensor = packed.values
+    pattern, values = compression.pattern, weight
     scale: Tensor | None = None
+    packed: RunSparse | None = None
+    if pattern is not None:
+        packed = RunSparse.pack(weight, pattern.rows, pattern.columns)
+        values = packed.values
     if compression.int8:
         values, scale = int8.quantize(values)
-    kept = packed.index.shape[1]
+    if packed is None:
+        stored = roofline.dense(outputs, inputs, values.itemsize)
+        if compression.int8:
+            stored = roofline.int8(outputs, inputs)
+        return _Packed(values, scale, None, None, None, stored)
     stored = roofline.run_sparse(
-        outputs, inputs, values.itemsize, kept, packed.rows, packed.run, scales=compression.int8
+        outputs,
+        inputs,
+        values.itemsize,
+        packed.index.shape[1],
+        packed.rows,
+        packed.run,
+        scales=compression.int8,
     )
     return _Packed(values, scale, packed.index, packed.rows, packed.run, stored)
 
