@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that wants a CUDA device, in one command and under ten minutes: the tests first, then
-# the end-to-end comparisons. Uses the Python and the packages that it finds, and no network.
-# Results go to $OUT (default benchmarks/results/gpu).
+# our kernels beside their peers, models through esper-opt, and the configs that are fastest here.
+# Uses the Python and the packages that it finds, and no network.
+# Results go to $OUT (default benchmarks/results/gpu): JSON, plots, and summary.md to read.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUT=${OUT:-benchmarks/results/gpu}
@@ -40,13 +41,22 @@ PY
     export PYTHONPATH="$site:$PYTHONPATH"
 fi
 
+# Parts and their longest seconds: ten minutes less what starting Python takes.
 status=0
-echo "== tests"
-timeout 240 "$PYTHON" -m pytest tests/gpu -q -p no:cacheprovider -p no:xdist \
-    --junitxml="$OUT/tests.xml" 2>&1 | tee "$OUT/tests.log" || status=1
-echo "== end to end"
-timeout 330 "$PYTHON" benchmarks/gpu/end_to_end.py --budget-seconds 25 \
-    2>&1 | tee "$OUT/end_to_end.log" || status=1
+part() {
+    local name=$1 limit=$2
+    shift 2
+    echo "== $name"
+    timeout --kill-after=5 "$limit" "$@" 2>&1 | tee "$OUT/$name.log" || status=1
+}
+
+part tests 180 "$PYTHON" -m pytest tests/gpu -q -p no:cacheprovider -p no:xdist \
+    --junitxml="$OUT/tests.xml"
+part kernels 130 "$PYTHON" -m esper.cli.main bench kernels --quick --device cuda \
+    --budget-seconds 105 --progress never -o "$OUT/kernels.json" --plot "$OUT/plots"
+part end_to_end 185 "$PYTHON" benchmarks/gpu/end_to_end.py --budget-seconds 170
 cp benchmarks/results/gpu_end_to_end.json "$OUT/" 2>/dev/null || status=1
+part tuning 75 "$PYTHON" benchmarks/gpu/tune.py --budget-seconds 60 -o "$OUT/tuned.json"
+part summary 15 "$PYTHON" benchmarks/gpu/summary.py "$OUT"
 echo "== results in $OUT (status $status)"
 exit $status

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from esper.cli import shell
+from esper.cli.bench import bench_app
 from esper.cli.demo import demo_command
 from esper.cli.flight import log_command, why_command
 from esper.cli.options import make_app, run_app
@@ -20,7 +20,6 @@ from esper.cli.replay import replay_command
 from esper.errors import UsageError
 
 NAME = "esper"
-_ALIASES = {"e2e": "minilm"}  # end to end: a pretrained model through every backend
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         codes: list[int] = []
         done = codes.append
         commands = (log_command, why_command, replay_command, demo_command)
-        app = make_app(NAME, _inspect(done), _bench(done), *(make(done) for make in commands))
+        app = make_app(NAME, _inspect(done), *(make(done) for make in commands))
+        app.add_typer(bench_app(done, load=words[:1] == ["bench"]))
         if run_app(app, NAME, words or ["--help"]):
             return 0
         return codes[0]
@@ -133,47 +133,6 @@ def _show(source: Any, *, as_json: bool, svg: str | None, time: bool) -> int:
     for line in tree.unknown_lines(found["unknown_ops"]):
         console.print(line, markup=False, soft_wrap=True)
     return 0
-
-
-def _bench(done: Callable[[int], None]) -> Callable[..., None]:
-    def bench(
-        suite: Annotated[
-            str, typer.Argument(metavar="SUITE", help="Which: gate, e2e, or as in the error.")
-        ],
-    ) -> None:
-        """Run a benchmark suite of a source checkout; results go to benchmarks/results."""
-        root = benchmarks_root()
-        known = suites(root)
-        name = _ALIASES.get(suite, suite)
-        if name not in known:
-            from esper.cli.loaders import nearest
-
-            hint = nearest(suite, known) or f"; there is {', '.join(known)}"
-            raise UsageError(f"there is no benchmark suite {suite!r}{hint}")
-        command = [sys.executable, "-m", "benchmarks", name]
-        done(subprocess.run(command, cwd=root, check=False).returncode)
-
-    return bench
-
-
-def benchmarks_root() -> Path:
-    """The source checkout that this package is installed from. Raises UsageError without one."""
-    import esper
-
-    root = Path(esper.__file__).resolve().parents[1]
-    if not (root / "benchmarks" / "__main__.py").is_file():
-        raise UsageError(
-            "the benchmarks come with the source and not with the installed package: run this "
-            "from a checkout (pip install -e .)"
-        )
-    return root
-
-
-def suites(root: Path) -> list[str]:
-    """Names of the suites of a checkout."""
-    command = [sys.executable, "-m", "benchmarks", "--list"]
-    listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    return [line.split()[0] for line in listed.stdout.splitlines() if line.strip()]
 
 
 if __name__ == "__main__":

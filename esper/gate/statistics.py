@@ -156,6 +156,13 @@ def student_quantile(probability: float, df: int) -> float:
     return (low + high) / 2
 
 
+def binomial_tail(wins: int, trials: int) -> float:
+    """The chance of at least so many wins when either outcome is equally likely; 1 for no trial."""
+    if trials == 0:
+        return 1.0
+    return sum(comb(trials, k) for k in range(wins, trials + 1)) / (1 << trials)
+
+
 def sign_test(samples: Samples) -> float:
     """Exact one-sided sign test that B is faster.
 
@@ -166,10 +173,7 @@ def sign_test(samples: Samples) -> float:
     for block in samples.processes:
         wins += int((block[:, 2] < np.minimum(block[:, 0], block[:, 1])).sum())
         losses += int((block[:, 2] > np.maximum(block[:, 0], block[:, 1])).sum())
-    n = wins + losses
-    if n == 0:
-        return 1.0
-    return sum(comb(n, k) for k in range(wins, n + 1)) / (1 << n)
+    return binomial_tail(wins, wins + losses)
 
 
 def _blocks(

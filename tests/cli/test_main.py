@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import esper
-from esper.cli import main as program
+from esper.cli import bench
 from esper.cli.main import main
 from esper.ir.codec import trust
 from tests.cli.support import assert_one_sentence, exported
@@ -178,6 +178,6 @@ def test_benchmarks_run_in_a_checkout(
         (folder / "__init__.py").touch()
         code = "import sys\nprint('gate about') if sys.argv[1:] == ['--list'] else sys.exit(9)\n"
         (folder / "__main__.py").write_text(code)
-        assert program.suites(tmp_path) == ["gate"]
+        assert bench.suites(tmp_path) == ["gate"]
         assert main(["bench", "gate"]) == 9
-    assert "gate" in program.suites(program.benchmarks_root())
+    assert "gate" in bench.suites(bench.benchmarks_root())

@@ -1,0 +1,83 @@
+"""`esper bench kernels` end to end on a CPU, and its errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from esper.cli.main import main
+from esper_kernel_bench import calibration, cpu_clock
+from tests.cli.support import assert_one_sentence
+
+Capture = pytest.CaptureFixture[str]
+TINY = ["--shapes", "mixer-b16/token-up", "--m", "1,8", "--dtypes", "fp32", "--quick"]
+
+
+@pytest.fixture
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little cache to outrun and small products to calibrate with, so that a run takes seconds."""
+    monkeypatch.setattr(cpu_clock, "last_level_cache", lambda: 2**20)
+    monkeypatch.setitem(calibration._SIZES, "cpu", (64,))
+
+
+@pytest.mark.usefixtures("small_machine")
+def test_a_real_run(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "k.json"
+    patterns = ["--patterns", "64:1:2x14,int8,low-rank@0.5,128:1:4x16"]
+    words = ["bench", "kernels", *TINY, *patterns, "--device", "cpu"]
+    assert main([*words, "-o", str(path), "--plot", str(tmp_path / "plots")]) == 0
+    out = capsys.readouterr().out
+    assert "mixer-b16/token-up" in out
+    found = json.loads(path.read_text())
+    assert found["clock"] == "processor time of the one thread"
+    assert found["device"]
+    assert found["versions"]["torch"] == torch.__version__
+    assert {(p["m"], p["dtype"]) for p in found["panels"]} == {(1, "fp32"), (8, "fp32")}
+    ours = {(c["op"], c["compression"]) for c in found["cells"]}
+    assert ours == {
+        ("vnm_linear", "64:1:2x14"), ("int8_linear", "int8"), ("low_rank_linear", "low-rank@0.5"),
+    }  # fmt: skip
+    for panel in found["panels"]:
+        # What does not fit is there, with its reason.
+        assert "196 inputs" in panel["absent"]["esper vnm_linear | 128:1:4x16"]
+        for contender in panel["contenders"]:
+            assert contender["error"] < 0.03
+            assert contender["fraction_calibrated"] > 0
+    assert len(list((tmp_path / "plots").glob("*.svg"))) == 3
+
+    assert main(["bench", "kernels", "--compare", str(path), str(path)]) == 0
+    assert " SAME, " in capsys.readouterr().out
+    assert main(["bench", "kernels", "--show", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--shapes", "llama"], 2, "did you mean 'llama-3-8b'"),
+        (["--patterns", "3;4"], 2, "no pattern"),
+        (["--m", "x"], 2, "number of rows"),
+        (["--dtypes", "int4"], 2, "fp32, fp16, bf16"),
+        (["--quik"], 2, "did you mean --quick"),
+        (["--threads", "-1"], 2, "number of threads"),
+        (["--progress", "sometimes"], 2, "auto or never"),
+        (["-o", "no/such/folder.json"], 2, "no directory"),
+        (["--show", "absent.json"], 3, "absent.json"),
+        (["--compare", "a.json", "b.json"], 3, "a.json"),
+    ],
+)
+def test_errors_are_one_sentence(words: list[str], code: int, said: str, capsys: Capture) -> None:
+    assert main(["bench", "kernels", *words]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert_one_sentence(err.replace(" no/such", ""))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda_device_is_said(capsys: Capture) -> None:
+    assert main(["bench", "kernels", *TINY, "--device", "cuda"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
