@@ -1,0 +1,1 @@
+"""Linear layer on a weight that is sparse in runs."""
