@@ -1,4 +1,4 @@
-"""What a lowered node was lowered from, remembered in its metadata so that it can be raised again."""
+"""What a lowered node was lowered from, kept in its metadata so that it can be raised again."""
 
 from __future__ import annotations
 
