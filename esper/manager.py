@@ -74,6 +74,7 @@ class PassManager:
         self.instruments = instruments if isinstance(instruments, Stack) else Stack(instruments)
         self.journal = Journal()
         self.backend = "eager"
+        self.touched: frozenset[str] = frozenset()  # tensors of the last plan that was applied
         self._open = 0
         self._deferred = 0
 
@@ -109,6 +110,7 @@ class PassManager:
                 record = _refused(plan, proposal)
             else:
                 self._commit(plan)
+                self.touched = frozenset(plan.state.ops)
                 record = _passed(plan)
         except Exception as error:  # noqa: BLE001 - whatever broke is rolled back and recorded
             self.journal.roll_back(mark)
