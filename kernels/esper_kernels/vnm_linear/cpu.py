@@ -1,53 +1,98 @@
-"""The op on a CPU: for each group of rows, gather its inputs and multiply.
+"""The op on a CPU: inputs are gathered for some groups of rows at once, then multiplied as a batch.
 
-Sums are in the dtype that oneDNN or MKL use for x (float32 for bfloat16 and float16).
+Two forms of the same product, chosen by measurement (README.md):
+- *by samples*: out = gathered (M, kept) times W_g^T. float32 and float64, and many samples.
+- *by outputs*: out^T = W_g times gathered^T. The weight is the first operand, which the tiles of
+  two-byte types read as it lies, without a copy.
+Sums are in the dtype that MKL and oneDNN use for x: float32 for two-byte types.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from esper_kernels.run_sparse import columns
+from esper_kernels.gathering import gather_columns, gather_rows, pieces, whole_runs
+from esper_kernels.prepacked import Prepacked, keeps
+
+_FEW = 8  # samples below which the transposed weight is read where it lies
+_MANY = 128  # samples from which two-byte types are multiplied by samples
+_SECTOR = 16  # bytes in a run below which gathering from rows copies single numbers
 
 
-def _whole_runs(x: Tensor, run: int) -> Tensor:
-    """x with zeros behind the last column, where the last run is shorter."""
-    short = -x.shape[1] % run
-    return functional.pad(x, (0, short)) if short else x
+def _turn(values: Tensor, rows: int) -> Tensor:
+    """Whole groups of W as (groups, kept, rows), contiguous."""
+    return values.view(-1, rows, values.shape[1]).transpose(1, 2).contiguous()
+
+
+_turned = Prepacked(lambda values, full, rows: _turn(values[: full * rows].detach(), rows))
+
+
+def _by_outputs(x: Tensor, run: int) -> bool:
+    return x.element_size() == 2 and (len(x) < _MANY or run * x.element_size() < _SECTOR)
 
 
 def forward(
     x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, rows: int, run: int
 ) -> Tensor:
     """(M, K) to (M, N), see `reference.forward`."""
-    whole, out = _whole_runs(x, run), x.new_empty(len(x), len(values))
-    for group, kept in enumerate(columns(index, run)):
-        part = slice(group * rows, (group + 1) * rows)
-        own = None if bias is None else bias[part]
-        out[:, part] = functional.linear(whole.index_select(1, kept), values[part], own)
+    x = whole_runs(x, run)
+    multiply = _outputs if _by_outputs(x, run) else _samples
+    out = multiply(x, values, index, rows, run)
+    return out if bias is None else out.add_(bias)
+
+
+def _samples(x: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -> Tensor:
+    samples, outputs, full = len(x), len(values), len(values) // rows
+    out = x.new_empty(samples, outputs)
+    if len(x) >= _FEW and full and keeps(values):
+        weight = _turned(values, full, rows)
+    else:
+        weight = values[: full * rows].view(full, rows, values.shape[1]).transpose(1, 2)
+    for piece in pieces(full, samples * values.shape[1] * x.element_size()):
+        gathered = gather_rows(x, index[piece], run)
+        onto = out[:, piece.start * rows : piece.stop * rows]
+        if len(gathered) == 1:
+            torch.mm(gathered[0], weight[piece.start], out=onto)
+        else:
+            onto.view(samples, -1, rows).copy_(torch.bmm(gathered, weight[piece]).transpose(0, 1))
+    if full * rows < outputs:  # a last group with fewer rows
+        gathered = gather_rows(x, index[full:], run)[0]
+        torch.mm(gathered, values[full * rows :].t(), out=out[:, full * rows :])
     return out
+
+
+def _outputs(x: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -> Tensor:
+    samples, outputs, full = len(x), len(values), len(values) // rows
+    turned, xt = x.new_empty(outputs, samples), x.t().contiguous()
+    weight = values[: full * rows].view(full, rows, values.shape[1])
+    onto = turned[: full * rows].view(full, rows, samples)
+    for piece in pieces(full, samples * values.shape[1] * x.element_size()):
+        torch.bmm(weight[piece], gather_columns(xt, index[piece], run), out=onto[piece])
+    if full * rows < outputs:
+        gathered = gather_columns(xt, index[full:], run)[0]
+        torch.mm(values[full * rows :], gathered, out=turned[full * rows :])
+    return turned.t().contiguous()
 
 
 def backward_x(
     grad: Tensor, values: Tensor, index: Tensor, rows: int, run: int, inputs: int
 ) -> Tensor:
-    """(M, N) to (M, inputs), see `reference.backward_x`."""
-    width = -(-inputs // run) * run
-    total = grad.new_zeros(len(grad), width)
-    for group, kept in enumerate(columns(index, run)):
-        part = slice(group * rows, (group + 1) * rows)
-        total.index_add_(1, kept, grad[:, part] @ values[part])
-    return total[:, :inputs].contiguous()
+    """(M, N) to (M, inputs), see `reference.backward_x`.
+
+    Groups add to what they read one after another, so the order of sums is fixed.
+    """
+    runs = -(-inputs // run)
+    total = grad.new_zeros(runs, run * len(grad))
+    for part, own, kept in zip(grad.split(rows, 1), values.split(rows), index, strict=True):
+        total.index_add_(0, kept, torch.mm(own.t(), part.t()).view(len(kept), -1))
+    return total.view(runs * run, -1)[:inputs].t().contiguous()
 
 
 def backward_values(grad: Tensor, x: Tensor, index: Tensor, rows: int, run: int) -> Tensor:
     """(M, N), (M, K) to (N, kept * run), see `reference.backward_values`."""
-    whole = _whole_runs(x, run)
-    width = index.shape[1] * run
-    out = grad.new_empty(grad.shape[1], width)
-    for group, kept in enumerate(columns(index, run)):
-        part = slice(group * rows, (group + 1) * rows)
-        torch.mm(grad[:, part].T, whole.index_select(1, kept), out=out[part])
+    x = whole_runs(x, run)
+    out = grad.new_empty(grad.shape[1], index.shape[1] * run)
+    for part, own, kept in zip(grad.split(rows, 1), out.split(rows), index.split(1), strict=True):
+        torch.mm(part.t(), gather_rows(x, kept, run)[0], out=own)
     return out
