@@ -85,6 +85,7 @@ class Pass:
             exact.
         nests: the pass is a combinator: it takes inner passes, `name{...}(inner, ...)`, runs them
             `rounds()` times and proposes nothing itself. Its aim is that of its inner passes.
+        lowers: it may put custom kernels in, which not every format and backend can hold.
         searches: a combinator that bisects the `ratio` of its inner passes (`steps`, `low`,
             `high`) instead of running rounds.
     """
@@ -92,6 +93,7 @@ class Pass:
     name: ClassVar[str] = ""
     aim: ClassVar[Aim] = "speed"
     nests: ClassVar[bool] = False
+    lowers: ClassVar[bool] = False
     searches: ClassVar[bool] = False
 
     def judged_as(self) -> Aim:

@@ -32,10 +32,12 @@ class Kernel:
     """One op of a kernel library.
 
     Attributes:
+        module: by whose import the op is defined; programs that load it need that and not Esper.
         rule: its axis rule.
         check: sentences about tensors that a node reads and that are not packed as the op expects.
     """
 
+    module: str
     rule: Rule
     check: Callable[[Model, fx.Node], Iterator[str]]
 
@@ -53,6 +55,12 @@ def library(name: str) -> Mapping[Any, Kernel]:
     return found
 
 
+def define_all() -> None:
+    """Define the ops of every installed library, before a file is read that may name any."""
+    for point in importlib.metadata.entry_points(group=GROUP):
+        library(point.name)
+
+
 def kernel(target: Any) -> Kernel | None:
     """What is known of a call target as a kernel; None for the ops of PyTorch and unknown ones."""
     if not isinstance(target, torch._ops.OpOverload) or target.namespace == "aten":
@@ -68,3 +76,18 @@ def used(graph: fx.Graph) -> tuple[str, ...]:
         if node.op == "call_function" and kernel(node.target) is not None
     }
     return tuple(sorted(names))
+
+
+def modules(graph: fx.Graph) -> tuple[str, ...]:
+    """What a program must import before it loads a file that holds this graph, sorted."""
+    found = (kernel(node.target) for node in graph.nodes if node.op == "call_function")
+    return tuple(sorted({each.module for each in found if each is not None}))
+
+
+def sentence(graph: fx.Graph) -> str:
+    """Which custom kernels a graph calls and what loading a file of it takes; empty without any."""
+    names = used(graph)
+    if not names:
+        return ""
+    imports = " and ".join(f"`import {module}`" for module in modules(graph))
+    return f"custom kernels inside: {', '.join(names)}; loading a file of it needs {imports}"

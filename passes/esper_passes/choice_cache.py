@@ -1,9 +1,9 @@
 """What duels between ops and kernels said: shipped for a device, or measured here and kept.
 
 Measurements lie in one JSON file in the user's cache directory. An entry is named by all that
-decides: device, threads, versions, op, sizes, dtype, pattern. A file that cannot be read is rebuilt.
-Tables that come with `esper_kernels` (`tuned/choices/DEVICE.json`) have the same form, and name
-their entries without device and versions.
+decides: device, threads, versions, op, sizes, dtype, pattern. A file that cannot be read is built
+anew. Tables that come with `esper_kernels` (`tuned/choices/DEVICE.json`) have the same form, and
+name their entries without device and versions.
 """
 
 from __future__ import annotations

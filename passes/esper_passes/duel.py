@@ -46,9 +46,7 @@ def duel(present: Run, other: Run, *, device: str = "cpu", seconds: float = 1.0)
     repeats = [max(1, round(_VISIT / max(_time(run, 1, wait), 1e-7))) for run in (present, other)]
     rng, ratios, started = random.Random(0), list[float](), time.perf_counter()
     fewest, most = _PAIRS
-    while len(ratios) < fewest or (
-        len(ratios) < most and time.perf_counter() - started < seconds
-    ):
+    while len(ratios) < fewest or (len(ratios) < most and time.perf_counter() - started < seconds):
         took = [0.0, 0.0]
         order = [0, 1]
         rng.shuffle(order)

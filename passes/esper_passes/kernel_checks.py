@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx
 
 if TYPE_CHECKING:
@@ -27,8 +26,9 @@ def runs(index: int, run: int) -> Check:
         if tensor is None:
             yield f"the index %{read.name} is no tensor of the model"
             return
-        x: Any = node.args[0]
-        size, last = int(node.args[run]), -(-int(x.meta["val"].shape[-1]) // int(node.args[run])) - 1  # type: ignore[arg-type]
+        args: list[Any] = list(node.args)
+        size = args[run]
+        last = -(-int(args[0].meta["val"].shape[-1]) // size) - 1
         if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) <= last:
             yield f"{read.target} names runs of {size} inputs beyond the last, {last}"
         if bool((tensor.diff(dim=1) <= 0).any()):

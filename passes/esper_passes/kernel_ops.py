@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-import esper_kernels.ops  # noqa: F401  (defines the ops)
 import torch
 
+import esper_kernels.ops
 from esper.ir.kernels import Kernel
 from esper_passes import kernel_checks as checks
 from esper_passes import kernel_rules as rules
 
 ops = torch.ops.esper
+_MODULE = esper_kernels.ops.__name__
 
 KERNELS: Mapping[Any, Kernel] = MappingProxyType(
     {
         ops.vnm_linear.default: Kernel(
-            rules.packed_linear(index=2, scale=None, bias=3), checks.runs(index=2, run=5)
+            _MODULE, rules.packed_linear(index=2, scale=None, bias=3), checks.runs(index=2, run=5)
         ),
     }
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from esper_kernels.run_sparse import unpack
 from torch import Tensor
 from torch.nn import functional
 
 from esper.propose import LowerLinear
+from esper_kernels.run_sparse import unpack
 from esper_passes import packing
 from esper_passes.contest import Contest, Way
 from esper_passes.kernel_ops import ops as kernels

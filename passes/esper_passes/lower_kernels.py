@@ -11,8 +11,8 @@ from esper.passbase import Context, Pass, Proposals, Remark
 from esper.plan import Refusal
 from esper_passes.contest import Contest
 from esper_passes.example_sizes import ExampleSizes
-from esper_passes.linear_contests import contest_of
 from esper_passes.kernel_choice import Chooser
+from esper_passes.linear_contests import contest_of
 from esper_passes.lowerable import lowerable
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class LowerKernels(Pass):
     """
 
     name: ClassVar[str] = "lower-kernels"
+    lowers: ClassVar[bool] = True
 
     only: str = field(default="*", metadata={"doc": "glob over names of weights"})
     margin: float = field(

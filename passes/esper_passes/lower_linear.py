@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class LowerLinearRewrite(Rewrite):
-    """The layer's node keeps its name, its weight keeps its name and, as a parameter, its object."""
+    """Node and weight keep their names, and a parameter stays the same object."""
 
     type = "lower-linear"
 

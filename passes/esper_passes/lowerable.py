@@ -1,13 +1,14 @@
 """Linear layers that a kernel could compute: what they read, in whatever form they are written.
 
-`linear`, `addmm`, `mm` and `matmul` with a weight that serves nothing else: a stored one, one behind
-a mask (`esper.ir.sparsity`), or int8 with a scale for each output (`quantize{mode=weight-int8}`).
+`linear`, `addmm`, `mm` and `matmul` with a weight that serves nothing else: a stored one, one
+behind a mask (`esper.ir.sparsity`), or int8 with a scale for each output
+(`quantize{mode=weight-int8}`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -92,37 +93,46 @@ def lowerable(model: Model, node: fx.Node) -> Lowerable | Refusal | None:
     form = _FORMS.get(node.target)
     if form is None:
         return None
-    x, weight, bias, columns = form
-    operands = [node.args[i] if i is not None and i < len(node.args) else None for i in form[:3]]
-    found = _weight(operands[1])
-    if found is None:
+    at_x, at_weight, at_bias, columns = form
+    args: list[Any] = list(node.args)
+    weight = _weight(args[at_weight])
+    if weight is None:
         return None
-    read, between, scale, mask = found
-    shift: Any = operands[2]
-    if node.kwargs or read.meta["val"].ndim != 2 or not _vector(shift):
-        return Refusal("unusual-form", f"%{node.name} ({node.target}) has a form with no kernel")
+    bias = args[at_bias] if at_bias is not None and at_bias < len(args) else None
+    if node.kwargs or weight.read.meta["val"].ndim != 2 or not _vector(bias):
+        return Refusal(
+            "unusual-form", f"%{node.name} ({node.target}) has a form with no kernel", node.name
+        )
+    name = model.canonical_names()[str(weight.read.target)]
     layer = Lowerable(
-        node, operands[0], read, model.canonical_names()[str(read.target)], columns,  # type: ignore[arg-type]
-        shift, scale, mask, between,
+        node, args[at_x], weight.read, name, columns, bias,
+        weight.scale, weight.mask, weight.between,
     )  # fmt: skip
     return _unfit(model, layer) or layer
 
 
-def _weight(
-    operand: Any,
-) -> tuple[fx.Node, fx.Node | None, fx.Node | None, fx.Node | None] | None:
-    """(read of the weight, node between, read of scales, read of the mask) behind an operand."""
+class _Weight(NamedTuple):
+    """Nodes behind an operand, as in `Lowerable`."""
+
+    read: fx.Node
+    between: fx.Node | None = None
+    scale: fx.Node | None = None
+    mask: fx.Node | None = None
+
+
+def _weight(operand: Any) -> _Weight | None:
     if _reads(operand):
-        return operand, None, None, None
+        return _Weight(operand)
     if not isinstance(operand, fx.Node):
         return None
-    if operand.target is MASK and all(map(_reads, operand.args[:2])):
-        mask, read = operand.args[:2]
-        return read, operand, None, mask  # type: ignore[return-value]
-    if operand.target is aten.mul.Tensor and all(map(_reads, operand.args)):
-        by_dtype = {node.meta["val"].dtype == torch.int8: node for node in operand.args}  # type: ignore[union-attr]
-        if len(by_dtype) == 2:
-            return by_dtype[True], operand, by_dtype[False], None  # type: ignore[return-value]
+    args: list[Any] = list(operand.args)
+    if operand.target is MASK and _reads(args[0]) and _reads(args[1]):
+        return _Weight(args[1], operand, mask=args[0])
+    if operand.target is aten.mul.Tensor and all(map(_reads, args)):
+        integers = [node for node in args if node.meta["val"].dtype == torch.int8]
+        scales = [node for node in args if node.meta["val"].is_floating_point()]
+        if len(integers) == len(scales) == 1:
+            return _Weight(integers[0], operand, scale=scales[0])
     return None
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-from esper_kernels.run_sparse import RunSparse, columns
 from torch import Tensor
 
 from esper.state import Rearrange
+from esper_kernels.run_sparse import RunSparse, columns
 
 
-def pack_runs(index: Tensor, shape: tuple[int, ...], rows: int, run: int, turned: bool) -> Rearrange:
+def pack_runs(
+    index: Tensor, shape: tuple[int, ...], rows: int, run: int, turned: bool
+) -> Rearrange:
     """The move from a dense weight to the values of `RunSparse`.
 
     Args:

@@ -40,7 +40,8 @@ SIGNATURES: dict[Any, _Signature] = {
 
 def raise_linear(model: Model, proposal: RaiseKernel, node: fx.Node) -> Plan:
     """The plan by which a node is a linear layer on a dense weight again."""
-    signature, args = SIGNATURES[node.target], list(node.args)
+    signature = SIGNATURES[node.target]
+    args: list[Any] = list(node.args)
     names, calls = model.canonical_names(), origin_of(node)
     layer = calls[-1] if calls else Origin(node.name, "aten.linear.default")
     target = decode_target(layer.op)

@@ -21,7 +21,7 @@ class Structure:
     Attributes:
         rows: outputs that share their runs.
         run: inputs that are kept or dropped together.
-        density: share of the runs that each group of rows keeps.
+        density: share of the inputs that each group of rows keeps.
     """
 
     rows: int
@@ -49,7 +49,7 @@ def find_runs(filled: Tensor) -> Structure | None:
         runs = -(-inputs // run)
         padded = torch.nn.functional.pad(filled, (0, runs * run - inputs))
         kept = padded.view(outputs, runs, run).any(2)
-        density = int(kept.sum(1).max()) / runs
+        density = int(kept.sum(1).max()) * run / inputs
         rows = _period(kept)
         if rows >= min(FEWEST_ROWS, outputs) and density <= MOST_DENSE:
             found.append(Structure(rows, run, density))

@@ -48,7 +48,7 @@ def usable(name: str, context: Context) -> str | None:
 
 
 def lacking(name: str, model: nn.Module) -> str | None:
-    """None when backend `name` has all ops of a model, else one sentence that names those it lacks."""
+    """None when backend `name` has all kernels of a model, else one sentence that names them."""
     kernels: tuple[str, ...] = getattr(model, "kernel_ops", ())
     if not kernels or backend(name).custom_ops:
         return None
