@@ -14,7 +14,7 @@ Check = Callable[["Model", fx.Node], Iterator[str]]
 
 
 def runs(index: int, run: int) -> Check:
-    """Each group of rows reads runs of the input, each once and in order.
+    """Each group of rows reads runs of the input, each once and in order; none without an index.
 
     Args:
         index, run: positions of those arguments.
@@ -22,6 +22,8 @@ def runs(index: int, run: int) -> Check:
 
     def check(model: Model, node: fx.Node) -> Iterator[str]:
         read: Any = node.args[index]
+        if read is None:
+            return
         tensor = model.tensor(str(read.target)) if read.op == "get_attr" else None
         if tensor is None:
             yield f"the index %{read.name} is no tensor of the model"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from esper.state import Rearrange
-from esper_kernels.run_sparse import RunSparse, columns
+from esper_kernels.run_sparse import columns
 
 
 def pack_runs(
@@ -43,12 +43,3 @@ def flatten(shape: tuple[int, ...]) -> Rearrange:
     """A row or column as a vector."""
     longest = max(range(len(shape)), key=shape.__getitem__)
     return Rearrange(torch.arange(shape[longest]), (longest,))
-
-
-def runs_of(filled: Tensor, rows: int, run: int) -> Tensor:
-    """Which runs groups of rows keep, for a matrix that is not zero where entries are kept.
-
-    Raises:
-        ValueError: the matrix has no such runs.
-    """
-    return RunSparse.pack(filled, rows, run).index

@@ -16,6 +16,8 @@ from esper.passbase import Rewrite
 from esper.plan import Plan, Refusal
 from esper.propose import RaiseKernel
 from esper_passes.kernel_ops import ops as kernels
+from esper_passes.lower_low_rank import raise_low_rank
+from esper_passes.raise_gated import raise_gated
 from esper_passes.raise_linear import raise_linear
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 # Op -> what plans its way back.
 _RAISES: dict[Any, Callable[[Model, RaiseKernel, fx.Node], Plan]] = {
     kernels.vnm_linear.default: raise_linear,
+    kernels.int8_linear.default: raise_linear,
+    kernels.vnm_int8_linear.default: raise_linear,
+    kernels.gated_linear.default: raise_gated,
+    kernels.low_rank_linear.default: raise_low_rank,
 }
 
 

@@ -10,17 +10,17 @@ from torch import fx
 
 from esper.ir.codec import decode_target
 from esper.ir.origin import Origin, origin_of
-from esper.plan import Edit, Erase, Insert, Plan, Ref, Retarget
-from esper.state import Drop, Op, StateTransform
-from esper_passes import packing
+from esper.plan import Plan, Ref, Retarget
+from esper.state import StateTransform
 from esper_passes.kernel_ops import ops as kernels
-from esper_passes.liveness import fresh
+from esper_passes.packed_weight import Unpacker
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
     from esper.propose import RaiseKernel
 
 aten = torch.ops.aten
+LINEAR, MUL = "aten.linear.default", "aten.mul.Tensor"
 _COLUMNS = (aten.addmm.default, aten.mm.default, aten.matmul.default)  # weights (inputs, outputs)
 
 
@@ -33,57 +33,42 @@ class _Signature:
     index: int | None = None  # rows and run are behind the bias
 
 
-SIGNATURES: dict[Any, _Signature] = {
+_SIGNATURES: dict[Any, _Signature] = {
     kernels.vnm_linear.default: _Signature(bias=3, index=2),
+    kernels.int8_linear.default: _Signature(bias=3, scale=2),
+    kernels.vnm_int8_linear.default: _Signature(bias=4, scale=2, index=3),
 }
 
 
 def raise_linear(model: Model, proposal: RaiseKernel, node: fx.Node) -> Plan:
     """The plan by which a node is a linear layer on a dense weight again."""
-    signature = SIGNATURES[node.target]
+    signature, calls = _SIGNATURES[node.target], origin_of(node)
     args: list[Any] = list(node.args)
-    names, calls = model.canonical_names(), origin_of(node)
-    layer = calls[-1] if calls else Origin(node.name, "aten.linear.default")
-    target = decode_target(layer.op)
-    turned = target in _COLUMNS
-    x, values, bias = args[0], args[1], args[signature.bias]
-    outputs, inputs = int(values.meta["val"].shape[0]), int(x.meta["val"].shape[-1])
-    shape = (inputs, outputs) if turned else (outputs, inputs)
-    weight: Any = Ref(values.name)
-    state: dict[str, tuple[Op, ...]] = {}
-    inserts: list[Edit] = []
-    gone: list[Edit] = []
-    if signature.scale is not None:
-        scale = args[signature.scale]
-        column = (1, outputs) if turned else (outputs, 1)
-        state[names[str(scale.target)]] = (packing.flatten(column).inverse(column),)
-        call = calls[0] if len(calls) > 1 else Origin(f"{node.name}_weight", "aten.mul.Tensor")
-        name = fresh(model.nodes, call.name)
-        inserts.append(
-            Insert(
-                name, "call_function", decode_target(call.op), (weight, Ref(scale.name)), node.name,
-                module=call.module or str(node.meta.get("module") or ""), source=call.source,
-            )
-        )  # fmt: skip
-        weight = Ref(name)
-    if signature.index is not None:
-        read = args[signature.index]
-        index = model.tensor(str(read.target))
-        assert index is not None
-        rows, run = args[signature.bias + 1 :]
-        move = packing.pack_runs(index, shape, rows, run, turned).inverse(shape)
-        state[names[str(values.target)]] = (move,)
-        state[names[str(read.target)]] = (Drop(),)
-        gone.append(Erase(read.name))
-    elif turned:
-        state[names[str(values.target)]] = (packing.turn(shape).inverse(shape),)
-    given = () if bias is None else (Ref(bias.name),)
-    whole = (Ref(x.name), weight)
-    new = (*given, *whole) if target is aten.addmm.default else (*whole, *given)
+    layer = calls[-1] if calls else Origin(node.name, LINEAR)
+    between = calls[0] if len(calls) > 1 else Origin(f"{node.name}_weight", MUL)
+    unpacker = Unpacker(model, node)
+    scale, index = (None if at is None else args[at] for at in (signature.scale, signature.index))
+    runs = tuple(args[signature.bias + 1 :]) if index is not None else (0, 0)
+    weight = unpacker.add((args[1], scale, index), runs, turned(layer), between)
+    target, new = as_layer(layer, Ref(args[0].name), weight, args[signature.bias])
     return Plan(
         proposal=proposal,
         summary=f"%{node.name} is {layer.op} again",
-        edits=(*inserts, Retarget(node.name, target, new), *gone),
-        state=StateTransform(state),
+        edits=(*unpacker.inserts, Retarget(node.name, target, new), *unpacker.gone),
+        state=StateTransform(unpacker.state),
         tolerance=proposal.tolerance,
     )
+
+
+def turned(layer: Origin) -> bool:
+    """Whether a layer stores its weight as (inputs, outputs)."""
+    return decode_target(layer.op) in _COLUMNS
+
+
+def as_layer(layer: Origin, x: Ref, weight: Ref, bias: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Op and arguments of a linear layer as it was written."""
+    target = decode_target(layer.op)
+    given = () if bias is None else (Ref(bias.name),)
+    if target is aten.addmm.default:
+        return target, (*given, x, weight)
+    return target, (x, weight, *given)
