@@ -38,11 +38,27 @@ def check_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> N
         raise ValueError(f"{op}: {name} must be of shape {shape}, it is {tuple(tensor.shape)}")
 
 
+def check_matrix(op: str, name: str, matrix: Tensor, width: int) -> None:
+    """A matrix with that many columns."""
+    if matrix.ndim != 2 or matrix.shape[1] != width:
+        raise ValueError(
+            f"{op}: {name} must be a matrix with {width} columns, it is of shape "
+            f"{tuple(matrix.shape)}"
+        )
+
+
 def check_bias(op: str, bias: Tensor | None, x: Tensor, outputs: int) -> None:
     """A bias holds a number for each output, in the dtype of x."""
     if bias is not None:
         check_dtype(op, "bias", bias, x.dtype)
         check_shape(op, "bias", bias, (outputs,))
+
+
+def check_int8(op: str, values: Tensor, scale: Tensor) -> None:
+    """Integers with a float32 scale for each row."""
+    check_dtype(op, "values", values, torch.int8)
+    check_dtype(op, "scale", scale, torch.float32)
+    check_shape(op, "scale", scale, (values.shape[0],))
 
 
 def check_runs(op: str, values: Tensor, index: Tensor, rows: int, run: int, inputs: int) -> None:
@@ -58,3 +74,9 @@ def check_runs(op: str, values: Tensor, index: Tensor, rows: int, run: int, inpu
         raise ValueError(
             f"{op}: x has {inputs} inputs, fewer than the {index.shape[1]} runs of {run} in index"
         )
+
+
+def untrained(op: str, *scales: Tensor | None) -> None:
+    """Scales are constants: a gradient of theirs would be silently lost."""
+    if any(scale is not None and scale.requires_grad for scale in scales):
+        raise ValueError(f"{op}: scales of int8 weights do not train: they must not require grad")

@@ -1,5 +1,17 @@
 """The operators. Importing this module defines them, also under `torch.ops.esper`."""
 
+from esper_kernels.attention_projections.op import attention_projections
+from esper_kernels.gated_linear.op import gated_linear
+from esper_kernels.int8_linear.op import int8_linear
+from esper_kernels.low_rank_linear.op import low_rank_linear
+from esper_kernels.vnm_int8_linear.op import vnm_int8_linear
 from esper_kernels.vnm_linear.op import vnm_linear
 
-__all__ = ["vnm_linear"]
+__all__ = [
+    "attention_projections",
+    "gated_linear",
+    "int8_linear",
+    "low_rank_linear",
+    "vnm_int8_linear",
+    "vnm_linear",
+]

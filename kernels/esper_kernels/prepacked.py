@@ -9,7 +9,7 @@ state dicts and exported programs hold the weight alone.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Generic, TypeVar
 
 from torch import Tensor
@@ -28,14 +28,14 @@ class Prepacked(Generic[T]):
 
     def __init__(self, build: Callable[..., T]) -> None:
         self.build = build
-        self._kept = WeakTensorKeyDictionary()
+        self._kept: MutableMapping[Tensor, tuple[Key, T]] = WeakTensorKeyDictionary()
         self._lock = threading.Lock()
 
     def __call__(self, weight: Tensor, *sizes: int) -> T:
         """The layout of the weight as it is now."""
         key: Key = (weight._version, weight.data_ptr(), *sizes)
         with self._lock:
-            found: tuple[Key, T] | None = self._kept.get(weight)
+            found = self._kept.get(weight)
         if found is not None and found[0] == key:
             return found[1]
         layout = self.build(weight, *sizes)

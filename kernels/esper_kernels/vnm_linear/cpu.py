@@ -4,7 +4,8 @@ Two forms of the same product, chosen by measurement (README.md):
 - *by samples*: out = gathered (M, kept) times W_g^T. float32 and float64, and many samples.
 - *by outputs*: out^T = W_g times gathered^T. The weight is the first operand, which the tiles of
   two-byte types read as it lies, without a copy.
-Sums are in the dtype that MKL and oneDNN use for x: float32 for two-byte types.
+Sums are in the dtype that MKL and oneDNN use for x: float32 for two-byte types. A weight of
+integers becomes floating piece by piece.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def forward(
 def _samples(x: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -> Tensor:
     samples, outputs, full = len(x), len(values), len(values) // rows
     out = x.new_empty(samples, outputs)
-    if len(x) >= _FEW and full and keeps(values):
+    if len(x) >= _FEW and full and values.dtype == x.dtype and keeps(values):
         weight = _turned(values, full, rows)
     else:
         weight = values[: full * rows].view(full, rows, values.shape[1]).transpose(1, 2)
@@ -53,12 +54,13 @@ def _samples(x: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -> T
         gathered = gather_rows(x, index[piece], run)
         onto = out[:, piece.start * rows : piece.stop * rows]
         if len(gathered) == 1:
-            torch.mm(gathered[0], weight[piece.start], out=onto)
+            torch.mm(gathered[0], weight[piece.start].to(x.dtype), out=onto)
         else:
-            onto.view(samples, -1, rows).copy_(torch.bmm(gathered, weight[piece]).transpose(0, 1))
+            product = torch.bmm(gathered, weight[piece].to(x.dtype))
+            onto.view(samples, -1, rows).copy_(product.transpose(0, 1))
     if full * rows < outputs:  # a last group with fewer rows
         gathered = gather_rows(x, index[full:], run)[0]
-        torch.mm(gathered, values[full * rows :].t(), out=out[:, full * rows :])
+        torch.mm(gathered, values[full * rows :].to(x.dtype).t(), out=out[:, full * rows :])
     return out
 
 
@@ -68,10 +70,11 @@ def _outputs(x: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -> T
     weight = values[: full * rows].view(full, rows, values.shape[1])
     onto = turned[: full * rows].view(full, rows, samples)
     for piece in pieces(full, samples * values.shape[1] * x.element_size()):
-        torch.bmm(weight[piece], gather_columns(xt, index[piece], run), out=onto[piece])
+        gathered = gather_columns(xt, index[piece], run)
+        torch.bmm(weight[piece].to(x.dtype), gathered, out=onto[piece])
     if full * rows < outputs:
         gathered = gather_columns(xt, index[full:], run)[0]
-        torch.mm(values[full * rows :], gathered, out=turned[full * rows :])
+        torch.mm(values[full * rows :].to(x.dtype), gathered, out=turned[full * rows :])
     return turned.t().contiguous()
 
 
@@ -80,19 +83,23 @@ def backward_x(
 ) -> Tensor:
     """(M, N) to (M, inputs), see `reference.backward_x`.
 
-    Groups add to what they read one after another, so the order of sums is fixed.
+    Groups add to what they read one after another, so the order of sums is fixed; they are added in
+    at least float32.
     """
-    runs = -(-inputs // run)
-    total = grad.new_zeros(runs, run * len(grad))
-    for part, own, kept in zip(grad.split(rows, 1), values.split(rows), index, strict=True):
-        total.index_add_(0, kept, torch.mm(own.t(), part.t()).view(len(kept), -1))
-    return total.view(runs * run, -1)[:inputs].t().contiguous()
+    runs, wide = -(-inputs // run), torch.promote_types(grad.dtype, torch.float32)
+    total = grad.new_zeros(runs, run * len(grad), dtype=wide)
+    groups = zip(torch.split(grad, rows, 1), torch.split(values, rows), index, strict=True)
+    for part, own, kept in groups:
+        product = torch.mm(own.to(grad.dtype).t(), part.t())
+        total.index_add_(0, kept, product.view(len(kept), -1).to(wide))
+    return total.view(runs * run, -1)[:inputs].t().to(grad.dtype).contiguous()
 
 
 def backward_values(grad: Tensor, x: Tensor, index: Tensor, rows: int, run: int) -> Tensor:
     """(M, N), (M, K) to (N, kept * run), see `reference.backward_values`."""
     x = whole_runs(x, run)
     out = grad.new_empty(grad.shape[1], index.shape[1] * run)
-    for part, own, kept in zip(grad.split(rows, 1), out.split(rows), index.split(1), strict=True):
-        torch.mm(part.t(), gather_rows(x, kept, run)[0], out=own)
+    groups = zip(torch.split(grad, rows, 1), torch.split(out, rows), index, strict=True)
+    for part, own, kept in groups:
+        torch.mm(part.t(), gather_rows(x, kept[None], run)[0], out=own)
     return out

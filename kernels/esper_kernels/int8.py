@@ -1,0 +1,26 @@
+"""Symmetric int8 weights: integers from -127 to 127 and one scale for each output."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_LEAST = 1e-12  # a row of zeros is divided by this
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K) or packed (N, kept * run) as int8 of that shape and float32 scales (N,).
+
+    The weight is about `values * scale[:, None]`: off by half a scale at most.
+    """
+    wide = weight.detach().float()
+    scale = (wide.abs().amax(1, keepdim=True) / 127).clamp_min(_LEAST)
+    values = (wide / scale).round().clamp(-127, 127).to(torch.int8)
+    return values, scale.squeeze(1)
+
+
+def rescaled(product: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """product * scale + bias in the wider dtype, rounded once to `dtype`; may reuse `product`."""
+    inplace = product.dtype not in (torch.float16, torch.bfloat16)
+    out = product.mul_(scale) if inplace else product * scale
+    return (out if bias is None else out.add_(bias)).to(dtype)

@@ -1,0 +1,1 @@
+"""Linear layer on an int8 weight; inputs stay floating."""

@@ -1,0 +1,1 @@
+"""Linear layer on a weight given as two factors."""
