@@ -8,10 +8,10 @@ name their entries without device and versions.
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import os
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,11 @@ from esper.gate.environment import device_name
 from esper.ir.atomic import atomic_write
 from esper_passes.duel import Ratio
 
-DIRECTORY = "ESPER_CACHE"  # environment variable: where caches go instead
 _FORMAT = 1
 
 
 def directory() -> Path:
-    """`$ESPER_CACHE`, else `esper` in the cache directory of the user (XDG base directories)."""
-    if given := os.environ.get(DIRECTORY):
-        return Path(given)
+    """`esper` in the user's cache directory: `$XDG_CACHE_HOME`, else `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esper"
 
 
@@ -92,7 +89,7 @@ class ChoiceCache:
 
 def shipped(device: str) -> Mapping[str, Ratio]:
     """The table that comes with the kernels for a device; empty where nobody has measured it."""
-    folder = resources.files("esper_kernels") / "tuned" / "choices"
+    folder = importlib.resources.files("esper_kernels") / "tuned" / "choices"
     file = folder / f"{device.replace(' ', '_')}.json"
     return _entries(json.loads(file.read_text())) if file.is_file() else {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,17 @@ from torch import Tensor
 from esper.propose import ProposalBase
 from esper_passes.duel import Ratio, Run, duel
 
-Way = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments
+
+class Way(NamedTuple):
+    """One way to compute a value.
+
+    Attributes:
+        run: computes it.
+        leaves: what has a gradient where that is computed, too.
+    """
+
+    run: Callable[[], Any]
+    leaves: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -21,15 +31,24 @@ class Contest:
 
     Attributes:
         proposal: that lowers it.
-        weight: name of its weight, for people and globs.
+        weights: names of its weights, for people and globs.
         facts: op, sizes, dtype and pattern: what the outcome hangs on.
         ways: makes the present way and that of the kernel, on random data.
+        rival: against several smaller kernels instead of the ops that are there, which this one
+            must not lose either.
     """
 
     proposal: ProposalBase
-    weight: str
+    weights: tuple[str, ...]
     facts: Mapping[str, object]
     ways: Callable[[], tuple[Way, Way]]
+    rival: Contest | None = None
+
+    def text(self) -> str:
+        """What competes: `vnm_linear on 64 x 1024 to 2048, 128:16:64x16`."""
+        facts = self.facts
+        sizes = f"{facts['tokens']} x {facts['inputs']} to {facts['outputs']}"
+        return f"{facts['op']} on {sizes}, {facts['pattern']}"
 
 
 def fight(contest: Contest, device: str, objective: str) -> Ratio:
@@ -42,18 +61,14 @@ def fight(contest: Contest, device: str, objective: str) -> Ratio:
 
 
 def _run(way: Way, training: bool) -> Run:
-    function, arguments = way
     if not training:
-        return lambda: function(*arguments)
-    leaves = [
-        value.requires_grad_()
-        for value in arguments
-        if isinstance(value, Tensor) and value.is_floating_point()
-    ]
+        return way.run
+    for leaf in way.leaves:
+        leaf.requires_grad_()
 
     def step() -> object:
-        out = function(*arguments)
+        out = way.run()
         tensors = [out] if isinstance(out, Tensor) else list(out)
-        return torch.autograd.grad(tensors, leaves, tensors)
+        return torch.autograd.grad(tensors, way.leaves, tensors)
 
     return step

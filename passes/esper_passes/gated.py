@@ -98,7 +98,8 @@ def _activation(node: Any) -> str:
     """Name of the activation that a node computes; empty for what is none."""
     if not isinstance(node, fx.Node) or len(node.args) != 1:
         return ""
-    name = _ACTIVATIONS.get(node.target, "")
+    target: Any = node.target
+    name = _ACTIVATIONS.get(target, "")
     return "gelu_tanh" if name and node.kwargs.get("approximate") == "tanh" else name
 
 

@@ -1,76 +1,92 @@
-"""Linear layers that kernels might compute faster: found, and set against the op that is there."""
+"""Linear layers that a kernel could compute, set against the op that is there.
+
+Both ways compute on random data of the example's sizes; a packed weight keeps the runs of the real
+one.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import fx
 
-from esper.propose import LowerLinear
-from esper_kernels.run_sparse import unpack
-from esper_passes import packing
+from esper.plan import Refusal
+from esper.propose import LowerLinear, LowerLowRank
+from esper.propose.lowering import LinearKernel
 from esper_passes.contest import Contest, Way
+from esper_passes.contest_parts import dtype_of, facts, index_of, input_of, packed
+from esper_passes.kept_runs import filled
 from esper_passes.kernel_ops import ops as kernels
-from esper_passes.run_structure import Structure, find_runs
+from esper_passes.lower_low_rank import low_rank_pair
+from esper_passes.lowerable import Lowerable, lowerable
+from esper_passes.random_weight import RandomWeight
+from esper_passes.run_structure import find_runs
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
     from esper_passes.example_sizes import ExampleSizes
-    from esper_passes.lowerable import Lowerable
+
+# Whether runs are skipped, whether integers are stored -> the kernel.
+_KERNELS: dict[tuple[bool, bool], LinearKernel] = {
+    (True, False): "vnm_linear",
+    (True, True): "vnm_int8_linear",
+    (False, True): "int8_linear",
+}
 
 
-def contest_of(
-    model: Model, layer: Lowerable, sizes: ExampleSizes, proposer: str
-) -> Contest | None:
-    """The kernel that fits a layer best; None where its weight has nothing that one could use."""
-    read = layer.read if layer.mask is None else layer.mask
-    tensor = model.tensor(str(read.target))
-    assert tensor is not None
-    filled = layer.matrix(tensor.detach()) != 0
-    structure = find_runs(filled)
-    if structure is None:
+def linear_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contest | Refusal | None:
+    """A layer with runs to skip, or int8; None for one that a kernel could do nothing for."""
+    layer = lowerable(model, node)
+    if not isinstance(layer, Lowerable):
+        return layer
+    structure = find_runs(filled(model, layer))
+    if structure is None and layer.scale is None:
         return None
-    index = packing.runs_of(filled, structure.rows, structure.run)
-    proposal = LowerLinear(
-        node=layer.node.name, kernel="vnm_linear", rows=structure.rows, run=structure.run,
-        proposer=proposer,
-    )  # fmt: skip
+    rows, run = (structure.rows, structure.run) if structure is not None else (0, 0)
+    index = index_of(model, layer, structure)
+    kernel = _KERNELS[index is not None, layer.scale is not None]
+
+    def ways() -> tuple[Way, Way]:
+        x = input_of(layer, sizes)
+        weight = RandomWeight.like(layer, index, rows, run)
+        return (
+            Way(lambda: weight.dense(x), (x, *weight.trained)),
+            Way(lambda: packed(x, weight, rows, run), (x, *weight.trained_packed)),
+        )
+
     return Contest(
-        proposal, layer.weight, facts(layer, sizes, proposal.kernel, structure, index),
-        lambda: _ways(layer, sizes, index, structure),
-    )  # fmt: skip
+        LowerLinear(node=node.name, kernel=kernel, rows=rows, run=run),
+        (layer.weight,),
+        facts(kernel, [(layer, index)], run, sizes) | {"bias": layer.bias is not None},
+        ways,
+    )
 
 
-def facts(
-    layer: Lowerable, sizes: ExampleSizes, op: str, structure: Structure, index: Tensor
-) -> dict[str, object]:
-    """What the outcome hangs on."""
-    outputs, inputs = layer.size
-    kept, runs = index.shape[1], -(-inputs // structure.run)
-    return {
-        "op": op,
-        "tokens": sizes.tokens(layer.x),
-        "outputs": outputs,
-        "inputs": inputs,
-        "dtype": str(layer.x.meta["val"].dtype).removeprefix("torch."),
-        "pattern": f"{structure.rows}:{kept}:{runs}x{structure.run}",
-        "bias": layer.bias is not None,
+def low_rank_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contest | Refusal | None:
+    """Two layers in a row with a narrow value between."""
+    pair = low_rank_pair(model, node)
+    if pair is None or isinstance(pair, Refusal):
+        return None  # the layers say why
+    down, up = pair
+
+    def ways() -> tuple[Way, Way]:
+        x = input_of(down, sizes)
+        first, second = (RandomWeight.like(layer, None, 0, 0) for layer in pair)
+        leaves = (x, *first.trained, *second.trained)
+        call = kernels.low_rank_linear.default
+        return (
+            Way(lambda: second.dense(first.dense(x)), leaves),
+            Way(lambda: call(x, first.values, second.values, second.bias), leaves),
+        )
+
+    facts = {
+        "op": "low_rank_linear",
+        "tokens": sizes.tokens(down.x),
+        "outputs": up.size[0],
+        "inputs": down.size[1],
+        "dtype": dtype_of(down),
+        "pattern": f"rank {down.size[0]}",
+        "bias": up.bias is not None,
     }
-
-
-def _ways(
-    layer: Lowerable, sizes: ExampleSizes, index: Tensor, structure: Structure
-) -> tuple[Way, Way]:
-    outputs, inputs = layer.size
-    value = layer.x.meta["val"]
-    new: Any = {"dtype": value.dtype, "device": value.device}
-    x = torch.randn(*sizes.of(layer.x), **new)
-    values = torch.randn(outputs, index.shape[1] * structure.run, **new)
-    bias = None if layer.bias is None else torch.randn(outputs, **new)
-    index = index.to(value.device)
-    weight = unpack(values, index, structure.rows, structure.run, inputs)
-    dense = functional.linear, (x, weight, bias)
-    packed = (x, values, index, bias, structure.rows, structure.run)
-    return dense, (kernels.vnm_linear.default, packed)
+    names = (down.weight, up.weight)
+    return Contest(LowerLowRank(node=node.name), names, facts, ways)

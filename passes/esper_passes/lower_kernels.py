@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from esper.passbase import Context, Pass, Proposals, Remark
 from esper.plan import Refusal
+from esper.propose import ProposalBase
 from esper_passes.contest import Contest
 from esper_passes.example_sizes import ExampleSizes
+from esper_passes.gated_contest import gated_contest
 from esper_passes.kernel_choice import Chooser
-from esper_passes.linear_contests import contest_of
-from esper_passes.lowerable import lowerable
+from esper_passes.linear_contests import linear_contest, low_rank_contest
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
+    from esper_passes.duel import Ratio
 
 
 @dataclass(frozen=True)
@@ -55,24 +57,17 @@ class LowerKernels(Pass):
                 remedy="ask for --backend auto, eager or inductor",
             )
             return
+        sizes = ExampleSizes(model, context.inputs)
         found = 0
-        for name in list(model.nodes):
-            for wish in self._at(model, name, context):
-                if isinstance(wish, Remark):
-                    yield wish
-                    continue
-                found += 1
-                evidence: dict[str, float | int | str] = {"weight": wish.weight}
-                if self.choose == "measured":
-                    ratio = chooser.ratio(wish)
-                    evidence |= {"ratio": ratio.median, "lower": ratio.lower, "pairs": ratio.pairs}
-                    if ratio.lower <= 1 + self.margin:
-                        yield _lost(wish, evidence)
-                        continue
-                move = chooser.move()
-                if move is not None:
-                    yield move
-                yield wish.proposal.model_copy(update={"evidence": evidence})
+        for find in (gated_contest, low_rank_contest, linear_contest):
+            for name in list(model.nodes):
+                node = model.nodes.get(name)
+                contest = None if node is None else find(model, node, sizes)
+                if isinstance(contest, Refusal):
+                    yield Remark("missed", contest.code, contest.reason, name, contest.remedy)
+                elif contest is not None and self._means(contest):
+                    found += 1
+                    yield from self._decide(contest, chooser)
         if chooser.trouble:
             yield Remark("analysis", "choice-cache", chooser.trouble)
         if not found:
@@ -83,29 +78,38 @@ class LowerKernels(Pass):
                 remedy="sparsify or quantise first: sparsify{pattern=128:1:4x16}",
             )
 
-    def _at(self, model: Model, name: str, context: Context) -> Iterator[Contest | Remark]:
-        """What could be lowered at a node, or why a layer there cannot."""
-        node = model.nodes.get(name)
-        layer = None if node is None else lowerable(model, node)
-        if isinstance(layer, Refusal):
-            yield Remark("missed", layer.code, layer.reason, name, layer.remedy)
-        elif layer is not None and fnmatch.fnmatchcase(layer.weight, self.only):
-            sizes = ExampleSizes(model, context.inputs)
-            contest = contest_of(model, layer, sizes, self.name)
-            if contest is not None:
-                yield contest
+    def _means(self, contest: Contest) -> bool:
+        return any(fnmatch.fnmatchcase(name, self.only) for name in contest.weights)
+
+    def _decide(self, contest: Contest, chooser: Chooser) -> Iterator[ProposalBase | Remark]:
+        """The proposal where the kernel wins, else why not."""
+        evidence: dict[str, float | int | str] = {"weight": contest.weights[0]}
+        if self.choose == "measured":
+            ratio = chooser.ratio(contest)
+            evidence |= {"ratio": ratio.median, "lower": ratio.lower, "pairs": ratio.pairs}
+            if ratio.lower <= 1 + self.margin:
+                than = "the ops that are there"
+                yield _lost(contest, ratio, than, f"it takes {1 + self.margin:g}x to be chosen")
+                return
+            if contest.rival is not None:
+                ratio = chooser.ratio(contest.rival)
+                if ratio.median < 1:
+                    yield _lost(contest, ratio, "a kernel for each layer", "those are looked at")
+                    return
+        move = chooser.move()
+        if move is not None:
+            yield move
+        update = {"evidence": evidence, "proposer": self.name}
+        yield contest.proposal.model_copy(update=update)
 
 
-def _lost(contest: Contest, evidence: Mapping[str, float | int | str]) -> Remark:
-    ratio, lower = float(evidence["ratio"]), float(evidence["lower"])
-    facts = contest.facts
-    what = f"{facts['op']} on {facts['tokens']} x {facts['inputs']} to {facts['outputs']}"
+def _lost(contest: Contest, ratio: Ratio, than: str, remedy: str) -> Remark:
     return Remark(
         "missed",
         "kernel-slower",
-        f"{contest.weight}: {what} ({facts['pattern']}) has {ratio:.2f}x the speed of the ops "
-        f"that are there, {lower:.2f}x at least",
+        f"{contest.text()} has {ratio.median:.2f}x the speed of {than} ({ratio.lower:.2f}x at "
+        f"least) for {', '.join(contest.weights)}",
         contest.proposal.targets[0],
-        "a sparser pattern, longer runs or other sizes may pay",
-        {**evidence},
+        remedy,
+        {"ratio": ratio.median, "lower": ratio.lower, "pairs": ratio.pairs},
     )

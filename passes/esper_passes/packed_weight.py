@@ -25,7 +25,7 @@ class Reads(NamedTuple):
 
     values: Ref
     scale: Ref | None
-    index: Ref | None
+    place: Ref | None  # of the index
 
 
 class Packer:

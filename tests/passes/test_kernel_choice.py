@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import math
 from pathlib import Path
@@ -18,7 +19,7 @@ from esper.gate.gate import Gate
 from esper.passbase import Context
 from esper_passes import choice_cache, contest, duel
 from esper_passes.choice_cache import ChoiceCache
-from esper_passes.contest import Contest
+from esper_passes.contest import Contest, Way
 from esper_passes.duel import Ratio
 from esper_passes.example_sizes import ExampleSizes
 from esper_passes.kernel_choice import Chooser
@@ -30,8 +31,9 @@ RATIO = Ratio(1.5, 1.25, 31)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(choice_cache.DIRECTORY, str(tmp_path))
-    return tmp_path
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "esper").mkdir()
+    return tmp_path / "esper"
 
 
 # -- duels -----------------------------------------------------------------------------------------
@@ -131,13 +133,12 @@ def test_a_table_of_the_device_comes_first(folder: Path, monkeypatch: pytest.Mon
     name = device_name("cpu").replace(" ", "_")
     entries = {choice_cache.key(FACTS): [3.0, 2.9, 400]}
     (table / f"{name}.json").write_text(json.dumps({"format": 1, "entries": entries}))
-    monkeypatch.setattr(choice_cache.resources, "files", lambda package: folder)
+    monkeypatch.setattr(importlib.resources, "files", lambda package: folder)
     assert ChoiceCache("cpu", 1).get(FACTS) == Ratio(3.0, 2.9, 400)
     assert choice_cache.shipped("another device") == {}
 
 
 def test_the_directory_is_that_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(choice_cache.DIRECTORY)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert choice_cache.directory() == Path("/somewhere/esper")
     monkeypatch.delenv("XDG_CACHE_HOME")
@@ -150,9 +151,13 @@ def test_the_directory_is_that_of_the_user(monkeypatch: pytest.MonkeyPatch) -> N
 def _contest() -> Contest:
     def ways() -> Any:
         x, weight = torch.randn(4, 3), torch.randn(2, 3)
-        return (nn.functional.linear, (x, weight)), (torch.matmul, (x, weight.T.contiguous()))
+        turned = weight.T.contiguous()
+        return (
+            Way(lambda: nn.functional.linear(x, weight), (x, weight)),
+            Way(lambda: x @ turned, (x, turned)),
+        )
 
-    return Contest(esper.propose.RaiseKernel(node="x"), "w", FACTS, ways)
+    return Contest(esper.propose.RaiseKernel(node="x"), ("w",), FACTS, ways)
 
 
 @pytest.mark.parametrize("objective", ["inference", "training"])

@@ -164,8 +164,9 @@ class Residual(nn.Module):
         self.b = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
         self.head = nn.Linear(16, 3)
         with torch.no_grad():
-            for layer in (self.stem, self.a[0], self.a[2]):
-                plant(layer.weight)
+            for name, weight in self.named_parameters():
+                if name in ("stem.weight", "a.0.weight", "a.2.weight"):
+                    plant(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
@@ -269,10 +270,11 @@ def test_more_refusals() -> None:
     wishes = [LowerLinear(node=node, rows=8, run=4) for node in nodes]
     codes = [refusal(model, wish).code for wish in wishes]
     assert codes == ["no-weight"] * 3  # the weight is cast at each call
-    tied = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
-    tied[2].weight = tied[0].weight
+    layer, other = nn.Linear(32, 32), nn.Linear(32, 32)
+    tied = nn.Sequential(layer, nn.ReLU(), other)
+    other.weight = layer.weight
     with torch.no_grad():
-        plant(tied[0].weight)
+        plant(layer.weight)
     found = refusal(traced(tied, x.double()), LowerLinear(node="linear", rows=8, run=4))
     assert (found.code, found.node) == ("shared-tensor", "linear")
 
