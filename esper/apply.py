@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import fx
 
+from esper.ir import asleep
 from esper.ir.ecology import Immunity, SlotLife, Sparsity
 from esper.ir.modes import set_path
-from esper.plan import Edit, Insert, Plan, Ref, ReplaceUses, SetArg, SetLife
-from esper.state import Create, Drop, Move, Op, Replace
+from esper.ir.origin import set_origin
+from esper.plan import Edit, Insert, Plan, Ref, ReplaceUses, Retarget, SetArg, SetLife
+from esper.state import Create, Drop, Move, Op, Rearrange, Replace
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -125,6 +127,8 @@ class Applier:
         after: torch.Tensor | None = None
         if tensor is None:
             raise KeyError(f"the plan names a tensor that does not exist: {name}")
+        if isinstance(op, Rearrange):
+            self._rearrange(name, op)
         if isinstance(op, Drop):
             self._drop(tensor)
             self._sweep(name.rpartition(".")[0])
@@ -159,6 +163,13 @@ class Applier:
             self._journal.add(partial(table.__setitem__, leaf, tensor))
             table[leaf] = new
         return new
+
+    def _rearrange(self, name: str, op: Rearrange) -> None:
+        """Axes remember where the dims of the tensor went."""
+        identities = self._model.identities
+        before = identities.copy()
+        self._journal.add(lambda: identities.assign(before))
+        asleep.rearrange(identities, self._model.canonical_names()[name], op.dims)
 
     def _drop(self, tensor: torch.Tensor) -> None:
         for table, leaf in self._places(tensor):
@@ -221,6 +232,8 @@ class Applier:
             return self._replace(edit, nodes)
         if isinstance(edit, Insert):
             return self._insert(edit, nodes)
+        if isinstance(edit, Retarget):
+            return self._retarget(nodes[edit.node], edit, nodes)
         self._model.graph.erase_node(nodes.pop(edit.node))
         return []
 
@@ -236,6 +249,11 @@ class Applier:
             set_path(node, edit.path, value)
         else:
             node.args = value
+        return [node]
+
+    def _retarget(self, node: fx.Node, edit: Retarget, nodes: dict[str, fx.Node]) -> list[fx.Node]:
+        node.target, node.args, node.kwargs = edit.target, _resolve(edit.args, nodes), {}
+        set_origin(node, edit.origin)
         return [node]
 
     def _replace(self, edit: ReplaceUses, nodes: dict[str, fx.Node]) -> list[fx.Node]:
@@ -260,7 +278,7 @@ class Applier:
             )
         if node.name != edit.name:
             raise KeyError(f"node name %{edit.name} is taken")
-        node.meta = {"val": None, "module": edit.module, "source": ""}
+        node.meta = {"val": None, "module": edit.module, "source": edit.source}
         if edit.modes:
             node.meta["modes"] = dict(edit.modes)
         if edit.counter:

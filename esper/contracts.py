@@ -22,6 +22,10 @@ from esper.propose import (
     DropRegion,
     FuseConvBN,
     KeepVocabulary,
+    LowerAttentionProjections,
+    LowerGatedMlp,
+    LowerLinear,
+    LowerLowRank,
     LowRankSwap,
     Lyse,
     MergeBranches,
@@ -32,6 +36,7 @@ from esper.propose import (
     PruneUnits,
     QuantizeLayers,
     QuantizePhage,
+    RaiseKernel,
     RampUnits,
     Refit,
     ResizeKernel,
@@ -57,6 +62,11 @@ _OF_NODES = (
     MergeBranches,
     QuantizeLayers,
     DequantizeLayers,
+    LowerLinear,
+    LowerGatedMlp,
+    LowerLowRank,
+    LowerAttentionProjections,
+    RaiseKernel,
 )
 
 SETTLED = 20  # ticks for which a seed must have been committed before it is quantised

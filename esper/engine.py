@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from esper.ir.model import Model
 
 # Proposals of these types compute the same function: quality needs no measuring.
-_PRESERVING = ("fold-constants", "eliminate-dead", "fuse-conv-bn", "select-backend")
+_PRESERVING = frozenset(
+    "fold-constants eliminate-dead fuse-conv-bn select-backend lower-linear lower-gated-mlp "
+    "lower-low-rank lower-attention-projections raise-kernel".split()
+)
 
 
 class Engine:
@@ -53,6 +56,7 @@ class Engine:
         self.records: list[Record] = []
         self.judgements: list[tuple[str, Judgement]] = []
         self._trials = 0
+        self._touched: dict[int, frozenset[str]] = {}  # tensors, by identity of the proposal
 
     @property
     def model(self) -> Model:
@@ -73,6 +77,7 @@ class Engine:
         finally:
             # Solved tensors wait until here, since bisection applies proposals again.
             self.model.payloads.clear()
+            self._touched.clear()
 
     def _run_unit(self, unit: Unit) -> None:
         self._trials = 0
@@ -100,12 +105,16 @@ class Engine:
         self, unit: Unit, committed: Model, group: Sequence[Record], why: Judgement
     ) -> None:
         """A refused group is halved until what remains pays or is a single refused proposal."""
-        repairable = len(group) > 1 and why.code in ("quality", "gate-reject", "gate-ambiguous")
+        bundles = self._bundles(unit, group)
+        if unit.aim == "speed" and all(self._aim(record) == "prepare" for record in group):
+            bundles = [list(group)]  # what nothing made use of is no faster in parts
+        repairable = len(bundles) > 1 and why.code in ("quality", "gate-reject", "gate-ambiguous")
         if not repairable or self._trials >= self.max_trials:
             self._settle(_refused(record, why) for record in group)
             return
-        middle = len(group) // 2
-        for half in (group[:middle], group[middle:]):
+        middle = len(bundles) // 2
+        for part in (bundles[:middle], bundles[middle:]):
+            half = [record for bundle in part for record in bundle]
             if self._trials >= self.max_trials:
                 self._settle(_refused(record, why) for record in half)
                 continue
@@ -130,6 +139,24 @@ class Engine:
                     continue
                 transaction.roll_back()
             self._bisect(unit, committed, half, judgement)
+
+    def _bundles(self, unit: Unit, group: Sequence[Record]) -> list[list[Record]]:
+        """What stands or falls together: a weight that was prepared, and what made use of that.
+
+        Where passes prepare others, proposals that touch a tensor in common belong together.
+        """
+        if all(step.judged_as() != "prepare" for step in unit.steps()):
+            return [[record] for record in group]
+        bundles: list[tuple[list[Record], set[str]]] = []
+        for record in group:
+            touched = set(self._touched.get(id(record.proposal), ()))
+            joined: list[Record] = []
+            for bundle in [b for b in bundles if b[1] & touched]:
+                bundles.remove(bundle)
+                joined += bundle[0]
+                touched |= bundle[1]
+            bundles.append(([*joined, record], touched))
+        return [records for records, _ in bundles]
 
     def _settle(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -200,6 +227,8 @@ class Engine:
                 stack.after_proposal(self.model, pass_, answer)
             else:
                 answer = self.manager.apply(wish, pass_)
+                if answer.kind == "passed":
+                    self._touched[id(answer.proposal)] = self.manager.touched
             records.append(answer)
         stack.after_pass(self.model, pass_, records)
         if not records:

@@ -20,7 +20,7 @@ from esper.errors import BoundaryError, VerificationError
 from esper.instruments.base import Instrument, Stack
 from esper.ir import shapes
 from esper.ir.scope import Change
-from esper.ir.verifier import verify
+from esper.ir.verifier import Stage, verify
 from esper.passbase import Pass, rewrites
 from esper.plan import Plan, Refusal
 from esper.propose import Proposal
@@ -74,6 +74,7 @@ class PassManager:
         self.instruments = instruments if isinstance(instruments, Stack) else Stack(instruments)
         self.journal = Journal()
         self.backend = "eager"
+        self.touched: frozenset[str] = frozenset()  # tensors of the last plan that was applied
         self._open = 0
         self._deferred = 0
 
@@ -109,6 +110,7 @@ class PassManager:
                 record = _refused(plan, proposal)
             else:
                 self._commit(plan)
+                self.touched = frozenset(plan.state.ops)
                 record = _passed(plan)
         except Exception as error:  # noqa: BLE001 - whatever broke is rolled back and recorded
             self.journal.roll_back(mark)
@@ -160,7 +162,7 @@ class PassManager:
     def _commit(self, plan: Plan) -> None:
         if self.verify == "full":
             with self.instruments.phase("verify"):
-                verify(self.model)
+                verify(self.model, stage=self._stage)
         with self.instruments.phase("apply"):
             applier = Applier(self.model, self.journal)
             dirty = applier.apply(plan)
@@ -173,7 +175,12 @@ class PassManager:
             return
         change = None if self.verify == "full" else _change(plan, dirty, evaluated)
         with self.instruments.phase("verify"):
-            verify(self.model, change=change)
+            verify(self.model, stage=self._stage, change=change)
+
+    @property
+    def _stage(self) -> Stage:
+        """What the model is verified as."""
+        return "lowered" if self.model.kernel_ops else "traced"
 
     def _propagate(self, dirty: set[fx.Node]) -> set[str]:
         """Recompute shapes from the dirty nodes on; the values before go to the journal.

@@ -15,6 +15,7 @@ import torch
 from esper.engine import Engine
 from esper.errors import UsageError
 from esper.instruments.base import Instrument, Stack
+from esper.ir import kernels
 from esper.ir.reference import masked_reference
 from esper.judge import Judge, Judgement
 from esper.manager import PassManager, Verify
@@ -94,6 +95,8 @@ class Result:
             f"{passed} proposals committed, {missed} refused, {failed} failed",
             f"parameters and buffers: {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB",
         ]
+        if inside := kernels.sentence(self.model.graph):
+            lines.append(inside)
         if self.quality:
             lines.append(str(self.quality["text"]))
         if self.verdict is not None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from esper.ir.model import Model
     from esper.plan import Plan, Refusal
 
+Aim = Literal["speed", "repair", "prepare", "cleanup"]
 Batch = tuple[tuple[Any, ...], dict[str, Any]]  # (args, kwargs)
 # A pass yields proposals or remarks and receives the record of each.
 Proposals = Generator["Proposal | Remark", "Record | None", None]
@@ -79,18 +80,25 @@ class Pass:
     Class attributes:
         name: kebab-case name in pipelines.
         aim: `speed` passes must pay at the gate; `repair` passes (reconstruct, distil) are judged
-            together with the pass before them; `cleanup` passes are exact and are judged with
-            the next speed pass.
+            together with the pass before them; `prepare` passes (sparsify) make nothing faster by
+            themselves and are judged with the next speed pass, as are `cleanup` passes, which are
+            exact.
         nests: the pass is a combinator: it takes inner passes, `name{...}(inner, ...)`, runs them
             `rounds()` times and proposes nothing itself. Its aim is that of its inner passes.
+        lowers: it may put custom kernels in, which not every format and backend can hold.
         searches: a combinator that bisects the `ratio` of its inner passes (`steps`, `low`,
             `high`) instead of running rounds.
     """
 
     name: ClassVar[str] = ""
-    aim: ClassVar[Literal["speed", "repair", "cleanup"]] = "speed"
+    aim: ClassVar[Aim] = "speed"
     nests: ClassVar[bool] = False
+    lowers: ClassVar[bool] = False
     searches: ClassVar[bool] = False
+
+    def judged_as(self) -> Aim:
+        """The aim of these options; that of the class unless a pass says otherwise."""
+        return self.aim
 
     def rounds(self) -> int:
         """How many times the inner passes of a combinator run."""

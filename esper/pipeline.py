@@ -10,14 +10,12 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 from esper._grammar import ItemNode, OptionNode, Span, complaint, syntax
 from esper._options import kind_text, options, read, write
 from esper.errors import UsageError
-from esper.passbase import Pass, passes
-
-Aim = Literal["speed", "repair", "cleanup"]
+from esper.passbase import Aim, Pass, passes
 
 _EXACT = "fold-constants,eliminate-dead,fuse-conv-bn,select-backend"
 _SEARCH = "search(prune,reconstruct)"
@@ -44,9 +42,9 @@ class Item:
 
     @property
     def aim(self) -> Aim:
-        """The pass's aim; a combinator has the strongest aim inside it (speed, then repair)."""
+        """The pass's aim; a combinator has the strongest aim inside it."""
         if self.inner is None:
-            return self.instance.aim
+            return self.instance.judged_as()
         return strongest(self.inner.items)
 
     def text(self) -> str:
@@ -87,7 +85,7 @@ class Unit:
 
     @property
     def aim(self) -> Aim:
-        """`speed` when something in it must pay, else `repair` or `cleanup`."""
+        """The strongest aim in it: `speed` when something must pay."""
         return strongest(self.items)
 
     def text(self) -> str:
@@ -100,9 +98,9 @@ class Unit:
 
 
 def strongest(items: Iterable[Item]) -> Aim:
-    """The aim of several items together: speed if any has it, then repair, then cleanup."""
+    """The aim of several items together: the first of all aims that any of them has."""
     aims = {item.aim for item in items}
-    return "speed" if "speed" in aims else "repair" if "repair" in aims else "cleanup"
+    return next((aim for aim in get_args(Aim) if aim in aims), "cleanup")
 
 
 def steps(items: Iterable[Item]) -> Iterator[Pass]:
@@ -118,22 +116,24 @@ def steps(items: Iterable[Item]) -> Iterator[Pass]:
 def units(pipeline: Pipeline) -> list[Unit]:
     """Group top-level items into what the gate judges at once.
 
-    A `speed` item opens a unit. `cleanup` items join the speed item that follows them, or the
-    last unit if none follows. `repair` items join the unit before them, with any cleanup between,
-    since order is kept. Items that find no unit to join make one of their own.
+    A `speed` item closes a unit. `prepare` and `cleanup` items join the speed item that follows
+    them; where none follows, `cleanup` items join the last unit. `repair` items join the unit
+    before them, with any cleanup between, since order is kept, or wait with the `prepare` items
+    that they follow. Items that find no unit to join make one of their own.
     """
     groups: list[list[Item]] = []
     waiting: list[Item] = []
     for item in pipeline.items:
+        prepared = any(before.aim == "prepare" for before in waiting)
         waiting.append(item)
-        if item.aim == "speed" or (item.aim == "repair" and not groups):
+        if item.aim == "speed" or (item.aim == "repair" and not groups and not prepared):
             groups.append(waiting)
             waiting = []
-        elif item.aim == "repair":
+        elif item.aim == "repair" and not prepared:
             groups[-1] += waiting
             waiting = []
     if waiting:
-        if groups:
+        if groups and strongest(waiting) == "cleanup":
             groups[-1] += waiting
         else:
             groups.append(waiting)
@@ -230,6 +230,7 @@ def describe(cls: type[Pass]) -> str:
     judged = {
         "speed": "kept only when it pays at the gate",
         "repair": "judged together with the pass before it",
+        "prepare": "no faster by itself; judged together with the next speed pass",
         "cleanup": "exact; judged together with the next speed pass",
     }
     lines.append("combinator of inner passes" if cls.nests else f"{cls.aim}: {judged[cls.aim]}")

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from esper.ir.ecology import Immunity, SlotLife, Sparsity
+from esper.ir.origin import Origin
 from esper.propose import Proposal, Tolerance
 from esper.state import Grow, Patch, Select, StateTransform
 
@@ -74,6 +75,7 @@ class Insert:
     before: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     module: str = ""
+    source: str = ""
     modes: Mapping[Path, tuple[Any, Any]] = field(default_factory=dict)
     counter: str = ""
 
@@ -87,6 +89,24 @@ class Insert:
 
 
 @dataclass(frozen=True)
+class Retarget:
+    """Let a node call another op. Its name, place and module stay, and IDs with them.
+
+    `origin` says what the op was lowered from (`esper.ir.origin`); empty where it was raised again.
+    """
+
+    node: str
+    target: Any
+    args: tuple[Any, ...]
+    origin: tuple[Origin, ...] = ()
+
+    def text(self) -> str:
+        """Deterministic text."""
+        text = f"retarget %{self.node} = {self.target}({', '.join(map(repr, self.args))})"
+        return f"{text}; from {', '.join(call.op for call in self.origin)}" if self.origin else text
+
+
+@dataclass(frozen=True)
 class Erase:
     """Remove a node that has no users left."""
 
@@ -97,7 +117,7 @@ class Erase:
         return f"erase %{self.node}"
 
 
-Edit = SetArg | ReplaceUses | Insert | Erase
+Edit = SetArg | ReplaceUses | Insert | Retarget | Erase
 
 
 @dataclass(frozen=True)

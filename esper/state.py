@@ -8,6 +8,7 @@ called, an operation moves the weight; `shadow` moves what only follows it.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -147,6 +148,51 @@ class Forget:
 
 
 @dataclass(frozen=True)
+class Rearrange:
+    """Elements at other places, in another shape perhaps; nothing is computed.
+
+    Attributes:
+        source: int64, of the new shape: the position in the flattened old tensor from which each
+            element comes, -1 for a zero.
+        dims: the old dim that each new dim is; None for one whose positions mean something else.
+    """
+
+    source: torch.Tensor
+    dims: tuple[int | None, ...]
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        source = self.source.to(tensor.device)
+        if not tensor.numel():
+            return tensor.new_zeros(source.shape)
+        taken = tensor.flatten()[source.clamp_min(0)]
+        return torch.where(source >= 0, taken, torch.zeros_like(taken))
+
+    def shadow(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What follows the weight goes to the same places."""
+        return self(tensor)
+
+    def inverse(self, shape: tuple[int, ...]) -> Rearrange:
+        """Back to the old shape, with zeros where nothing was taken from.
+
+        Raises:
+            ValueError: an element went to two places, so that there is no one way back.
+        """
+        flat = self.source.flatten()
+        new = torch.nonzero(flat >= 0).flatten()
+        old = flat[new]
+        if len(torch.unique(old)) < len(old):
+            raise ValueError("an element went to two places, of which none is the one to go back")
+        back = torch.full((math.prod(shape),), -1, dtype=torch.int64)
+        back[old] = new
+        dims = tuple(self.dims.index(d) if d in self.dims else None for d in range(len(shape)))
+        return Rearrange(back.reshape(shape), dims)
+
+    def text(self) -> str:
+        """Deterministic text."""
+        return f"rearrange {tuple(self.source.shape)} dims={self.dims} {digest(self.source)}"
+
+
+@dataclass(frozen=True)
 class Create:
     """A tensor that did not exist."""
 
@@ -168,7 +214,7 @@ class Drop:
         return "drop"
 
 
-Move = Select | Grow | Patch | Replace | Forget  # operations on a tensor that stays
+Move = Select | Grow | Patch | Replace | Forget | Rearrange  # operations on a tensor that stays
 Op = Move | Create | Drop
 
 

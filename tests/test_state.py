@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from esper.state import Create, Drop, Op, Replace, Select, StateTransform, digest
+from esper.state import Create, Drop, Op, Rearrange, Replace, Select, StateTransform, digest
 
 
 def test_select_keeps_positions_in_order_and_dtype() -> None:
@@ -30,6 +32,43 @@ def test_select_moves_moments_as_it_moves_the_weight() -> None:
 def test_replace_takes_the_value_whatever_was_there() -> None:
     value = torch.ones(2, dtype=torch.float64)
     assert torch.equal(Replace(value)(torch.zeros(5)), value)
+
+
+TURN = Rearrange(torch.tensor([[0, 2, 4], [1, 3, 5]]), (1, 0))
+
+
+def test_rearranging_moves_elements_and_what_shadows_them() -> None:
+    weight = torch.arange(6.0).reshape(3, 2)
+    assert torch.equal(TURN(weight), weight.T)
+    assert torch.equal(TURN.shadow(weight), weight.T)
+    padded = Rearrange(torch.tensor([[5, -1], [-1, 0]]), (None, None))
+    assert torch.equal(padded(weight), torch.tensor([[5.0, 0.0], [0.0, 0.0]]))
+    assert padded(weight.to(torch.int8)).dtype == torch.int8
+    assert torch.equal(padded(torch.full((3, 2), float("nan"))).isnan(), padded.source >= 0)
+    assert Rearrange(torch.full((2, 0), -1), (0, None))(torch.zeros(0, 3)).shape == (2, 0)
+
+
+@given(st.data())
+def test_the_inverse_gives_back_what_was_taken(data: st.DataObject) -> None:
+    shape = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    count = shape[0] * shape[1]
+    taken = data.draw(st.lists(st.integers(0, count - 1), unique=True, max_size=count))
+    holes = data.draw(st.integers(0, 3))
+    source = torch.tensor(data.draw(st.permutations([*taken, *[-1] * holes])), dtype=torch.int64)
+    op = Rearrange(source, (None,))
+    weight = torch.randn(shape)
+    kept = torch.zeros(count, dtype=torch.bool).index_fill_(0, torch.tensor(taken).long(), True)
+    back = op.inverse(shape)
+    assert torch.equal(back(op(weight)), weight.where(kept.reshape(shape), 0))
+    assert torch.equal(back.inverse(tuple(source.shape))(back(op(weight))), op(weight))
+
+
+def test_dims_go_back_where_they_came_from() -> None:
+    packed = Rearrange(torch.tensor([[1, 4], [0, 5]]), (1, None))
+    assert packed.inverse((3, 2)).dims == (None, 0)
+    assert TURN.inverse((3, 2)).dims == (1, 0)
+    with pytest.raises(ValueError, match="two places"):
+        Rearrange(torch.tensor([0, 0]), (None,)).inverse((2,))
 
 
 def test_lines_are_sorted_by_name_and_keep_the_order_of_operations() -> None:
@@ -61,6 +100,10 @@ DIFFERENT: list[Op] = [
     Replace(torch.tensor([0.0, -0.0])),
     Replace(torch.zeros(2, dtype=torch.float64)),
     Replace(torch.zeros(1, 2)),
+    TURN,
+    Rearrange(TURN.source, (None, 0)),
+    Rearrange(TURN.source.flatten(), (None,)),
+    Rearrange(TURN.source.flip(0), (1, 0)),
     Create(torch.zeros(2), trainable=True),
     Create(torch.zeros(2), trainable=False),
     Drop(),

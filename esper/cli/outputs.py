@@ -23,6 +23,7 @@ from esper.cli.export import export_program
 from esper.cli.pt2_read import first_line, quiet_torch
 from esper.errors import OutputError
 from esper.ir.atomic import atomic_write
+from esper.ir.kernels import kernel, modules
 from esper.ir.model import Model
 from esper.ir.onnx_graph import respell, translations
 from esper.passbase import Batch
@@ -155,6 +156,9 @@ def _pt2(model: Model, inputs: Batch) -> tuple[memoryview, list[str]]:
     except Exception as error:
         raise OutputError(f"the result cannot be saved as .pt2: {first_line(error)}") from error
     compare(model, inputs, loaded, "the .pt2 file")
+    kernels = modules(model.graph)
+    if kernels:
+        notes.append(f"import {', '.join(kernels)} before torch.export.load")
     custom = custom_ops(model)
     if custom:
         notes.append(
@@ -165,6 +169,11 @@ def _pt2(model: Model, inputs: Batch) -> tuple[memoryview, list[str]]:
 
 
 def _onnx(model: Model, inputs: Batch) -> tuple[bytes, list[str]]:
+    if model.kernel_ops:
+        raise OutputError(
+            f"ONNX has no {', '.join(model.kernel_ops)}: write .pt2 or .esper, or unpack the "
+            "weights first with --passes=raise-kernels --no-gate"
+        )
     program, notes = export_program(model, inputs)
     converted = _to_onnx(program)
     data = converted.SerializeToString()
@@ -246,6 +255,7 @@ def _aoti(model: Model, inputs: Batch) -> tuple[bytes, list[str]]:
         compare(model, inputs, loaded, "the compiled .aoti.pt2 file")
         data = Path(package).read_bytes()
     notes.append("the .aoti.pt2 file holds machine code for this kind of processor")
+    notes += [f"import {name} before the file is loaded" for name in modules(model.graph)]
     return data, notes
 
 
@@ -286,12 +296,14 @@ def compare(model: Model, inputs: Batch, loaded: Callable[..., Any], what: str) 
 
 
 def custom_ops(model: Model) -> list[str]:
-    """Names of operators that do not come with PyTorch."""
+    """Names of operators that come neither with PyTorch nor with a library of kernels."""
     builtin = ("aten", "prims", "prim", "higher_order")
     found = {
         str(node.target)
         for node in model.graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in builtin
+        if isinstance(node.target, torch._ops.OpOverload)
+        and node.target.namespace not in builtin
+        and kernel(node.target) is None
     }
     return sorted(found)
 

@@ -18,6 +18,7 @@ import re
 from typing import Any
 
 from esper.errors import InputError
+from esper.ir import kernels
 
 _PLAIN = re.compile(r"[\w.\-]*", re.ASCII)
 _SPACED = re.compile(r"[\w.\- ]*", re.ASCII)
@@ -257,6 +258,7 @@ def check_operator(name: str, where: str) -> None:
     _check(allowed, where, shown)
     import torch
 
+    kernels.library(parts[2])  # defines the ops of an installed library of kernels
     overload = getattr(getattr(torch.ops, parts[2]), parts[3], None)
     overload = getattr(overload, parts[4] if len(parts) == 5 else "default", None)
     _check(

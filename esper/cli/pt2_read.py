@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 
 from esper.cli.pt2_check import sanitise
 from esper.errors import InputError
+from esper.ir import kernels
 
 _PAYLOAD = re.compile(r"(weight|tensor)_\d+")
 _LARGEST_DESCRIPTION = 1 << 30
@@ -52,6 +53,7 @@ def read_program(file: IO[bytes], name: str) -> ExportedProgram:
 def load_trusted(file: IO[bytes], name: str) -> ExportedProgram:
     """`torch.export.load`, for a file whose origin the caller vouches for."""
     try:
+        kernels.define_all()
         with quiet_torch():
             return torch.export.load(file)
     except Exception as error:

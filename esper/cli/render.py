@@ -125,6 +125,7 @@ def as_json(result: Result, **more: Any) -> str:
             for what, judgement in result.judgements
         ],
         "quality": result.quality or None,
+        "kernels": list(result.model.kernel_ops),
         "bytes": [result.baseline.nbytes(), result.model.nbytes()],
         "parameters": [_parameters(result.baseline), _parameters(result.model)],
         "records": [record.model_dump(mode="json") for record in result.records],

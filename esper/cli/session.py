@@ -16,7 +16,7 @@ from esper.cli.reproducer import Reproducer
 from esper.errors import TargetError, UsageError
 from esper.instruments import Bisect, Dump, Instrument, Printing, Progress, Remarks, Stats, Timing
 from esper.passbase import passes
-from esper.pipeline import Pipeline, parse, preset
+from esper.pipeline import Pipeline, parse, preset, steps
 
 if TYPE_CHECKING:
     from esper.gate.gate import Gate
@@ -55,6 +55,7 @@ class Session:
         if options.dynamic is not None:
             specs.parse_dynamic(options.dynamic)
         output = None if options.output is None else outputs.prepare(options.output)
+        _check_format(output, pipeline)
         for path in (options.records, options.report):
             if path is not None:
                 outputs.check_writable(path)
@@ -222,6 +223,15 @@ def _check_search(options: Options, pipeline: Pipeline) -> None:
         raise UsageError(
             "--target-speedup needs something to search: use -O3 or "
             "'search(prune{ratio=0.1},reconstruct)', or --strict to only check it"
+        )
+
+
+def _check_format(output: outputs.Output | None, pipeline: Pipeline) -> None:
+    lowering = [step.name for step in steps(pipeline.items) if step.lowers]
+    if output is not None and output.suffix == ".onnx" and lowering:
+        raise UsageError(
+            f"{lowering[0]} puts in kernels, which ONNX does not have: write .pt2 or .esper, or "
+            f"leave {lowering[0]} out"
         )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from esper.errors import BackendError
-from esper.gate.backends import NAMES, backend, usable
+from esper.gate.backends import NAMES, backend, lacking, usable
 from esper.gate.backends.base import Call, Context, tensor_leaves
 from esper.gate.calls_file import load_calls, save_calls
 from esper.gate.environment import directory_bytes, last_level_cache
@@ -93,7 +93,7 @@ class Workshop:
 
     def prepare(self, model: nn.Module, name: str) -> Prepared:
         """Convert `model` for backend `name`. Raises BackendError when that cannot be."""
-        if (reason := usable(name, self._context)) is not None:
+        if (reason := usable(name, self._context) or lacking(name, model)) is not None:
             raise BackendError(reason)
         self._count += 1
         artifact = Path(self._files.name) / f"{self._count}.esper"

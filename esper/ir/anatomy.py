@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from esper.ir.asleep import is_gone, sleeping
 from esper.ir.collection import no_collection
+from esper.ir.kernels import PACKED
 from esper.ir.pins import pinned_axes, pinned_regions
 from esper.ir.rules.contraction import KERNEL
 from esper.ir.rules.recurrent import GATES
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 Member = tuple[str, int, int]  # tensor, dimension, leaf position within the dimension's term
 NO_LEAF = -1  # leaf position of an axis of one unit, which a new analysis does not see
 NO_ATOM = -1  # atom of such an axis
-_NO_AXES = (KERNEL, GATES)  # parts of a layer that are no units
+_NO_AXES = (KERNEL, GATES, PACKED)  # parts of a layer that are no units
 
 # Which role names an axis when it has several: the most specific use wins.
 _KINDS = (
@@ -112,7 +114,8 @@ class Axis:
         members: (tensor, dimension) pairs in which the units live.
         frozen_reason: why no unit may be cut, with the op and node that stop it; None if cuttable.
         lossy_reason: why a cut changes what stays (shared statistics); None if cuts are exact.
-        atom: number of the axis in the present analysis; NO_ATOM if it left out a single unit.
+        atom: number of the axis in the present analysis; NO_ATOM if it left out a single unit, or
+            if the axis sleeps.
         least: number of units that must stay, because so many are selected among them.
     """
 
@@ -243,7 +246,8 @@ def _axes(table: AxisTable, identities: Identities, parameters: set[str]) -> dic
             found[match] = atom
             identities.axes[match].members = frozenset(places)
     single = _single(table, identities, found)
-    _retire(identities, found.keys() | single.keys())
+    asleep = _asleep(table, identities, found.keys() | single.keys())
+    _retire(identities, found.keys() | single.keys() | asleep.keys())
     tried: dict[str, int] = {}
     for atom in fresh:
         size = table.sizes[atom]
@@ -257,7 +261,7 @@ def _axes(table: AxisTable, identities: Identities, parameters: set[str]) -> dic
         name: _axis(name, atom, table, members[atom], identities.axes[name], parameters)
         for name, atom in sorted(found.items(), key=lambda item: order[item[1]])
     }
-    return axes | single
+    return axes | single | asleep
 
 
 def _move_up(table: AxisTable, identities: Identities) -> None:
@@ -288,12 +292,30 @@ def _single(table: AxisTable, identities: Identities, found: dict[str, int]) -> 
     """Axes of one unit that the analysis no longer sees, while a tensor of theirs lives."""
     axes: dict[str, Axis] = {}
     for name, identity in identities.axes.items():
-        places = sorted({(t, d) for t, d, _ in identity.members if t in table.tensors})
+        places = _places(table, identity)
         if name not in found and len(identity.unit_ids) == 1 and places:
             axes[name] = Axis(
                 name, identity.kind, 1, identity.unit_ids, tuple(places), None, None, None, NO_ATOM
             )
     return axes
+
+
+def _asleep(table: AxisTable, identities: Identities, found: Set[str]) -> dict[str, Axis]:
+    """Axes that live in nothing but packed tensors; see `esper.ir.asleep`."""
+    axes: dict[str, Axis] = {}
+    for name, tensor in sleeping(identities, found, table.tensors.keys()).items():
+        identity = identities.axes[name]
+        units, reason = identity.unit_ids, f"{tensor} is {PACKED}"
+        axes[name] = Axis(
+            name, identity.kind, len(units), units, tuple(_places(table, identity)),
+            reason, None, None, NO_ATOM,
+        )  # fmt: skip
+    return axes
+
+
+def _places(table: AxisTable, identity: Identity) -> list[tuple[str, int]]:
+    """Tensors and dims of an axis that are there."""
+    return sorted({(t, d) for t, d, _ in identity.members if t in table.tensors and not is_gone(d)})
 
 
 def _retire(identities: Identities, found: Set[str]) -> None:

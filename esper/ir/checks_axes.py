@@ -9,6 +9,7 @@ import torch
 
 from esper.ir import modes
 from esper.ir.anatomy import NO_LEAF, leaves
+from esper.ir.asleep import is_gone
 from esper.ir.printer import print_node
 from esper.ir.scope import Scope
 from esper.ir.shapes import describe
@@ -100,7 +101,8 @@ def units(model: Model, scope: Scope) -> Iterator[str]:
                 f"units: {name} has unit {max(ids) if min(ids) >= 0 else min(ids)}, "
                 f"and the next to be given out is {identity.next_unit}"
             )
-        atoms = {_atom(table, *member) for member in identity.members if member[2] != NO_LEAF}
+        seen = (m for m in identity.members if m[2] != NO_LEAF and not is_gone(m[1]))
+        atoms = {_atom(table, *member) for member in seen}
         if len(atoms) == 1 and None not in atoms:
             size = table.sizes[next(atom for atom in atoms if atom is not None)]
             if size != len(ids):

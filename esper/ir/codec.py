@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from esper.ir import kept
+from esper.ir import kernels, kept
 
 # Ops of these libraries are admitted in artifacts; `trust` adds to them.
 _TRUSTED = {"aten", "prims", "quantized_decomposed", "torchvision", "torchao", "esper"}
@@ -228,7 +228,11 @@ def encode_target(target: Any) -> str:
 
 
 def decode_target(name: Any) -> Callable[..., Any]:
-    """The op or function of that name. Raises CodecError; never imports anything."""
+    """The op or function of that name. Raises CodecError.
+
+    Imports nothing by that name: only the installed package that provides the kernels of a trusted
+    library (`esper.ir.kernels`).
+    """
     if type(name) is not str:
         raise CodecError("its target is no name")
     if name in _FUNCTIONS:
@@ -242,6 +246,7 @@ def decode_target(name: Any) -> Callable[..., Any]:
             f"ops of the library {library} are not admitted (esper.ir.codec.trust({library!r}) "
             f"admits them)"
         )
+    kernels.library(library)
     if f"{library}::{op}" in _DENIED:
         raise CodecError(f"the op {name} is not admitted in artifacts")
     packet = getattr(getattr(torch.ops, library), op, None)

@@ -20,6 +20,7 @@ from esper.ir.codec import CodecError
 from esper.ir.ecology import Ecology
 from esper.ir.model import Model
 from esper.ir.module_tree import adopt, owner_of
+from esper.ir.origin import Origin, set_origin
 from esper.ir.ports import Ports, read_ports, same_description
 from esper.ir.pytrees import decode_spec
 from esper.ir.symbols import Symbols, bounded
@@ -179,7 +180,15 @@ def _node(
         node.meta["modes"] = dict(_mode(entry, node) for entry in _list(facts["modes"]))
     if "counter" in facts:
         node.meta["counter"] = codec.tensor_name(facts["counter"])
+    set_origin(node, tuple(_origin(call) for call in _list(facts.get("origin", []))))
     return node
+
+
+def _origin(call: Any) -> Origin:
+    name, op, reads, module, source = _list(call)
+    codec.decode_target(op)
+    names = tuple(codec.identifier(read) for read in _list_of(reads, str, "origins"))
+    return Origin(codec.identifier(name), op, names, codec.text(module), codec.text(source))
 
 
 def _list(value: Any) -> list[Any]:

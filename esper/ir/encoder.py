@@ -9,6 +9,7 @@ from torch import fx
 
 from esper.ir import codec, symbols
 from esper.ir.codec import CodecError
+from esper.ir.origin import origin_of
 from esper.ir.ports import Ports, read_ports
 from esper.ir.pytrees import encode_spec
 from esper.ir.shapes import describe
@@ -65,6 +66,8 @@ def _node(model: Model, node: fx.Node) -> dict[str, Any]:
                 [list(path), codec.encode(off), codec.encode(on)]
                 for path, (off, on) in node.meta["modes"].items()
             ]
+        if origin := origin_of(node):
+            facts["origin"] = [[*call[:2], list(call.reads), *call[3:]] for call in origin]
         value = node.meta.get("val")
         facts["value"] = describe(value)
         if node.op == "placeholder":

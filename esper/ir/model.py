@@ -17,6 +17,7 @@ from esper.ir import modes, shapes
 from esper.ir.anatomy import Anatomy, Identities
 from esper.ir.axes import AxisTable, analyse
 from esper.ir.ecology import Ecology
+from esper.ir.kernels import used
 from esper.ir.pins import check_pin
 from esper.ir.ports import read_ports
 from esper.ir.rules import REGISTRY
@@ -43,6 +44,7 @@ class _Data:
         self.anatomy: Anatomy | None = None
         self.ports: Ports | None = None
         self.readers: dict[str, list[str]] | None = None
+        self.kernel_ops: tuple[str, ...] | None = None
         self.example_inputs: Any = None
         self.payloads: dict[str, dict[str, torch.Tensor]] = {}
         self.ecology = Ecology()
@@ -272,7 +274,7 @@ class Model(fx.GraphModule):
         """Take another graph object without generating code yet."""
         graph.owning_module = self
         self._graph = graph
-        self._data.readers = None
+        self._data.readers = self._data.kernel_ops = None
         self.mark_stale()
 
     def derived(self) -> tuple[AxisTable | None, Anatomy | None, Identities]:
@@ -290,7 +292,7 @@ class Model(fx.GraphModule):
         if table:
             self._data.table = None
         self._data.anatomy = None
-        self._data.readers = None
+        self._data.readers = self._data.kernel_ops = None
 
     # -- tensors -------------------------------------------------------------------------------
 
@@ -333,6 +335,13 @@ class Model(fx.GraphModule):
                     readers.setdefault(name, []).append(node.name)
             self._data.readers = readers
         return self._data.readers
+
+    @property
+    def kernel_ops(self) -> tuple[str, ...]:
+        """Custom kernels that the graph calls, such as `esper::vnm_linear`, sorted."""
+        if self._data.kernel_ops is None:
+            self._data.kernel_ops = used(self.graph)
+        return self._data.kernel_ops
 
     # -- modes and devices ---------------------------------------------------------------------
 

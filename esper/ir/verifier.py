@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 from esper.errors import UsageError, VerificationError
-from esper.ir import checks_axes, checks_graph, checks_ports
+from esper.ir import checks_axes, checks_graph, checks_kernels, checks_ports
 from esper.ir.scope import Change, Scope
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ _CONTRACT: tuple[Check, ...] = (checks_ports.ports, checks_ports.ties)
 SPECS: dict[Stage, tuple[tuple[Check, ...], ...]] = {
     "traced": (_GRAPH, (checks_graph.computed_values, *_AXES, *_CONTRACT)),
     "live": (_GRAPH, (checks_graph.computed_values, checks_graph.leaves, *_AXES, *_CONTRACT)),
-    "lowered": (_GRAPH, (checks_graph.computed_values, *_CONTRACT)),
+    "lowered": (
+        _GRAPH,
+        (checks_graph.computed_values, checks_kernels.packed, *_AXES, *_CONTRACT),
+    ),
 }
 
 
@@ -47,7 +50,7 @@ def verify(model: Model, stage: Stage = "traced", change: Change | None = None) 
     Args:
         model: the model.
         stage: `traced` (offline), `live` (while training: parameters must be leaves, too) or
-            `lowered` (ops without axis rules are expected, so axes are not checked).
+            `lowered` (what kernels read must be packed as they expect, too).
         change: what happened to a model that was verified before; what it cannot have broken is
             then left out. None checks everything.
 

@@ -14,7 +14,7 @@ import torch
 
 from esper.errors import UsageError
 from esper.live.policy import Moments
-from esper.state import Forget, Grow, Move, Patch, Replace, Select
+from esper.state import Forget, Grow, Move, Patch, Rearrange, Replace, Select
 
 # State key and the parameter's shape -> the parameter's dim that each dim of the state tensor is.
 Layout = Callable[[str, tuple[int, ...]], tuple[int, ...]]
@@ -112,6 +112,8 @@ def follow(
         return op.shadow(state) if whole else state  # a factored moment stands for many entries
     if isinstance(op, Replace):
         return _restart(op, state, dims, shape)
+    if isinstance(op, Rearrange):
+        return _rearranged(op, key, state, dims, shape)
     if op.dim not in dims or state.shape[dims.index(op.dim)] != shape[op.dim]:
         return state  # factored away: one number stands for the whole dimension
     at = list(dims).index(op.dim)
@@ -128,6 +130,29 @@ def _restart(
         for have, dim in zip(state.shape, dims, strict=True)
     ]
     return state.new_zeros(sizes)
+
+
+def _rearranged(
+    op: Rearrange, key: str, state: torch.Tensor, dims: Sequence[int], shape: tuple[int, ...]
+) -> torch.Tensor:
+    """Elements without a past get the average second moment of those that have one.
+
+    A factored moment, one number for a whole row or column, is written out, rearranged, and
+    averaged over the elements that came to lie in each row or column.
+    """
+    sizes = [1] * len(shape)
+    for have, dim in zip(state.shape, dims, strict=True):
+        sizes[dim] = have
+    moved = op.shadow(state.reshape(sizes).expand(shape))
+    known = (op.source >= 0).to(state.device)
+    rest = state.mean() if key in SECOND else state.new_zeros(())
+    factored = [dim for dim, size in enumerate(sizes) if size != shape[dim]]
+    if factored:
+        count = known.sum(factored, keepdim=True)
+        moved = moved.where(known, 0).sum(factored, keepdim=True) / count.clamp_min(1)
+        known = count > 0
+    moved = moved.where(known, rest)
+    return moved.reshape([moved.shape[dim] for dim in dims])
 
 
 def _grown(op: Grow, key: str, state: torch.Tensor, at: int, how: Moments) -> torch.Tensor:

@@ -34,6 +34,13 @@ from esper.propose.growth import (
     StageKernel,
     WidenUnits,
 )
+from esper.propose.lowering import (
+    LowerAttentionProjections,
+    LowerGatedMlp,
+    LowerLinear,
+    LowerLowRank,
+    RaiseKernel,
+)
 from esper.propose.seeds import AdvanceSeed, CullSeed, PlantSeed
 from esper.propose.sparse import ClearMask, FoldMask, GateCells, RegrowMask, SetMask
 from esper.propose.structure import (
@@ -78,6 +85,10 @@ __all__ = [
     "GrantLease",
     "KeepVocabulary",
     "LowRankSwap",
+    "LowerAttentionProjections",
+    "LowerGatedMlp",
+    "LowerLinear",
+    "LowerLowRank",
     "Lyse",
     "MergeBranches",
     "MergeFactors",
@@ -89,6 +100,7 @@ __all__ = [
     "PruneUnits",
     "QuantizeLayers",
     "QuantizePhage",
+    "RaiseKernel",
     "RampUnits",
     "Refit",
     "RegrowMask",
@@ -150,6 +162,11 @@ _Union = (
     | QuantizeLayers
     | QuantizePhage
     | DequantizeLayers
+    | LowerLinear
+    | LowerGatedMlp
+    | LowerLowRank
+    | LowerAttentionProjections
+    | RaiseKernel
 )
 _BUILT_IN: dict[str, type[ProposalBase]] = {_type_of(cls): cls for cls in get_args(_Union)}
 _others: dict[str, type[ProposalBase]] = {}

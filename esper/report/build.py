@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from esper.ir import kernels
 from esper.report.data import PassTime, Point, Quality, ReportData, VerdictRow
 from esper.report.facts import facts
 
@@ -171,6 +172,8 @@ def _any_verdict(result: Result) -> Verdict | None:
 
 def _notes(result: Result) -> list[str]:
     notes = []
+    if inside := kernels.sentence(result.model.graph):
+        notes.append(f"{inside[0].upper()}{inside[1:]}.")
     verdict = _any_verdict(result)
     if verdict is not None:
         notes.append(

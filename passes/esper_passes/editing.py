@@ -77,3 +77,17 @@ def weight_read(node: fx.Node, layer: Affine) -> fx.Node:
     read = node.args[layer.operand + 1]
     assert isinstance(read, fx.Node)
     return read
+
+
+def occupied(model: Model, gone: Iterable[fx.Node]) -> Refusal | None:
+    """A refusal where a slot stands at the value of a node that would go."""
+    names = {node.name for node in gone}
+    for slot, life in model.ecology.slots().items():
+        if {life.input, life.output} & names:
+            return Refusal(
+                "occupied-value",
+                f"{slot} stands at a value that would be computed no more",
+                slot,
+                "forget the slot, or lower its layers one by one",
+            )
+    return None

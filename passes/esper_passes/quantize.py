@@ -6,7 +6,7 @@ import fnmatch
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from esper.passbase import Context, Pass, Proposals, Remark
+from esper.passbase import Aim, Context, Pass, Proposals, Remark
 from esper.propose import QuantizeLayers
 from esper.propose.swaps import Quantization
 from esper_passes.affine import Affine, affine
@@ -41,6 +41,10 @@ class Quantize(Pass):
     def __post_init__(self) -> None:
         if self.least < 1:
             raise ValueError(f"least must be at least 1, not {self.least}")
+
+    def judged_as(self) -> Aim:
+        """Weight-only modes are no faster until lower-kernels follows."""
+        return "speed" if self.mode == "dynamic-int8" else "prepare"
 
     def propose(self, model: Model, context: Context) -> Proposals:
         """One proposal for each layer that the mode fits, in graph order."""

@@ -11,7 +11,7 @@ import torch
 from esper.ir.patterns import Pattern
 from esper.ir.sparsity import contracted_dim
 from esper.ir.weights import weight_of
-from esper.passbase import Context, Pass, Proposals, Remark
+from esper.passbase import Aim, Context, Pass, Proposals, Remark
 from esper.propose import FoldMask, SetMask
 from esper.state import digest
 from esper_passes.weight_scores import weight_scores
@@ -27,6 +27,7 @@ class Sparsify(Pass):
     """Put weights to zero in a pattern (2:4, V:N:M, blocks); no faster until kernels skip zeros."""
 
     name: ClassVar[str] = "sparsify"
+    aim: ClassVar[Aim] = "prepare"
 
     pattern: str = field(
         default="2:4",

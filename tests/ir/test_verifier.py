@@ -263,14 +263,6 @@ def test_all_problems_are_listed() -> None:
     assert len(_fault(model)) == 2
 
 
-def test_lowered_models_may_break_axes() -> None:
-    model = convolutions()
-    _ = model.table
-    model.identities.retired.add(next(iter(model.anatomy.axes)))
-    verify(model, "lowered")
-    _expect(_fault(model), "^units: ")
-
-
 def test_a_failed_check_leaves_the_model_as_it_was() -> None:
     model = perceptron()
     model.nodes["relu"].meta["val"] = model.nodes["relu"].meta["val"].double()

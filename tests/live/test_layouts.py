@@ -10,7 +10,7 @@ import torch
 import esper
 from esper.live import layouts
 from esper.live.policy import Moments
-from esper.state import Grow, Patch, Replace, Select
+from esper.state import Grow, Patch, Rearrange, Replace, Select
 from tests.live.training import CUT, traced
 
 OLD = torch.arange(12.0).reshape(4, 3)
@@ -89,6 +89,31 @@ def test_factored_moments_follow_where_they_have_the_dim() -> None:
     rows, columns = OLD[:, :1], OLD[:1]
     assert torch.equal(layouts.follow(KEEP, "row_var", rows, (0, 1), (4, 3), "keep"), rows[[0, 2]])
     assert layouts.follow(KEEP, "col_var", columns, (0, 1), (4, 3), "keep") is columns
+
+
+PACK = Rearrange(torch.tensor([[1, 2], [3, 5], [8, -1], [9, 11]]), (0, None))
+
+
+@pytest.mark.parametrize("how", ["keep", "asymmetric"])
+def test_packing_moves_every_moment(how: Any) -> None:
+    first = layouts.follow(PACK, "exp_avg", OLD, (0, 1), (4, 3), how)
+    assert torch.equal(first, PACK(OLD))
+    second = layouts.follow(PACK, "exp_avg_sq", OLD, (0, 1), (4, 3), how)
+    assert second[2, 1] == OLD.mean()  # no past: an average one, so that steps stay bounded
+    second[2, 1] = 0
+    assert torch.equal(second, PACK(OLD))
+
+
+def test_factored_moments_are_averaged_over_what_came_to_lie_together() -> None:
+    rows, columns = OLD[:, :1], OLD[:1]
+    assert torch.equal(layouts.follow(PACK, "row_var", rows, (0, 1), (4, 3), "keep"), rows)
+    found = layouts.follow(PACK, "col_var", columns, (0, 1), (4, 3), "keep")
+    assert torch.equal(found, torch.tensor([[(1 + 0 + 2 + 0) / 4, (2 + 2 + 2) / 3]]))
+    vector = layouts.follow(PACK, "exp_avg_sq_row", OLD[:, 0], (0,), (4, 3), "keep")
+    assert torch.equal(vector, OLD[:, 0])
+    back = layouts.follow(PACK.inverse((4, 3)), "col_var", found, (0, 1), (4, 2), "keep")
+    assert back.shape == (1, 3)
+    assert bool((back > 0).all())
 
 
 def test_other_operations() -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from esper.errors import BackendError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from esper.gate.backends.base import Backend, Context
 
 NAMES = ("eager", "inductor", "onnxruntime", "openvino")
@@ -43,3 +45,15 @@ def usable(name: str, context: Context) -> str | None:
     if context.device not in found.devices:
         return f"{name} cannot run on {context.device} here."
     return None
+
+
+def lacking(name: str, model: nn.Module) -> str | None:
+    """None when backend `name` has all kernels of a model, else one sentence that names them."""
+    kernels: tuple[str, ...] = getattr(model, "kernel_ops", ())
+    if not kernels or backend(name).custom_ops:
+        return None
+    able = [other for other in NAMES if backend(other).custom_ops]
+    return (
+        f"{name} does not have {', '.join(kernels)}: run it on {' or '.join(able)}, or raise the "
+        "kernels with raise-kernels."
+    )

@@ -45,6 +45,10 @@ class Backend(Protocol):
     def devices(self) -> frozenset[str]:
         """The devices it can run on."""
 
+    @property
+    def custom_ops(self) -> bool:
+        """Whether it runs ops that other packages define, such as kernels."""
+
     def available(self) -> str | None:
         """None when usable, else one sentence that says what is missing and how to install it."""
 

@@ -17,6 +17,7 @@ class Eager:
     name = "eager"
     objectives = frozenset({"inference", "training"})
     devices = frozenset({"cpu", "cuda"})
+    custom_ops = True
 
     def available(self) -> str | None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,9 @@ from torch.utils import _pytree as pytree
 
 from esper.errors import BackendError
 from esper.gate.backends.base import Call, Context, Runner, export
+from esper.ir.kernels import library
+
+_LIBRARIES = "libraries.json"  # names of the kernel libraries that a package calls
 
 
 class Inductor:
@@ -29,6 +33,7 @@ class Inductor:
     name = "inductor"
     objectives = frozenset({"inference", "training"})
     devices = frozenset({"cpu", "cuda"})
+    custom_ops = True
 
     def available(self) -> str | None:
         from torch._inductor import config, exc
@@ -58,6 +63,10 @@ class Inductor:
 
             save_model(model, calls, directory / ARTIFACT)
             return
+        # A package calls kernels by name, and a fresh process must define them first.
+        used: tuple[str, ...] = getattr(model, "kernel_ops", ())
+        libraries = sorted({name.partition("::")[0] for name in used})
+        (directory / _LIBRARIES).write_text(json.dumps(libraries))
         model = copy.deepcopy(model).to(context.device).eval()
         # Inductor tunes the number of parallel chunks to the threads it sees while compiling.
         with _threads(context.threads), _quiet(), torch.no_grad():
@@ -80,6 +89,8 @@ class Inductor:
 
             model = load_model(directory / ARTIFACT).to(context.device).train()
             return cast(nn.Module, torch.compile(model, dynamic=len(calls) > 1))
+        for name in json.loads((directory / _LIBRARIES).read_text()):
+            library(name)
         package: Any = torch._inductor.aoti_load_package(str(directory / "model.pt2"))
         return cast(Runner, package)
 

@@ -28,6 +28,7 @@ class OnnxRuntime:
     name = "onnxruntime"
     objectives = frozenset({"inference"})
     devices = frozenset({"cpu", "cuda"})
+    custom_ops = False
 
     def available(self) -> str | None:
         if missing := missing_packages("onnxruntime", "onnx", "onnxscript"):

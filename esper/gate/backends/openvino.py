@@ -28,6 +28,7 @@ class OpenVino:
     name = "openvino"
     objectives = frozenset({"inference"})
     devices = frozenset({"cpu"})
+    custom_ops = False
 
     def available(self) -> str | None:
         if missing := missing_packages("openvino", "onnx", "onnxscript"):

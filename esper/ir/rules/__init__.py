@@ -12,6 +12,7 @@ import torch
 
 from esper.errors import UsageError
 from esper.ir.axes import Rule
+from esper.ir.kernels import kernel
 from esper.ir.rules import (
     address,
     attention,
@@ -33,7 +34,11 @@ from esper.ir.rules import (
 
 
 class Registry:
-    """Maps call targets to rules; falls back to the element-wise rule for ops tagged pointwise."""
+    """Maps call targets to rules.
+
+    Falls back to the rules that kernel libraries bring, and to the element-wise rule for ops tagged
+    pointwise.
+    """
 
     def __init__(self, *tables: dict[Any, Rule]) -> None:
         self._rules: dict[Any, Rule] = {}
@@ -52,6 +57,8 @@ class Registry:
         rule = self._rules.get(target)
         if rule is not None:
             return rule
+        if (found := kernel(target)) is not None:
+            return found.rule
         pointwise = isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
         if not pointwise:
             return None

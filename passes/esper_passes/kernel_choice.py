@@ -1,0 +1,63 @@
+"""Whether a kernel is chosen: what is known of its speed here, or is measured once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from esper.gate.backends import backend, usable
+from esper.gate.backends.base import Context as Place
+from esper.propose import SelectBackend
+from esper_passes.choice_cache import ChoiceCache
+from esper_passes.contest import Contest, fight
+
+if TYPE_CHECKING:
+    from esper.ir.model import Model
+    from esper.passbase import Context
+    from esper_passes.duel import Ratio
+
+
+class Chooser:
+    """What one run of a pass knows: the device, the objective, and where the model runs."""
+
+    def __init__(self, model: Model, context: Context, proposer: str) -> None:
+        self._proposer = proposer
+        device = next((tensor.device.type for _, tensor in model.all_tensors()), "cpu")
+        self._place = (
+            Place(threads=torch.get_num_threads(), device=device)
+            if context.gate is None
+            else context.gate.context
+        )
+        self._has_kernels = backend(context.backend).custom_ops
+        told = context.gate is not None and context.gate.backend != "auto"
+        #: The backend that was asked for and has no kernels; empty else.
+        self.bound = context.backend if told and not self._has_kernels else ""
+        self._cache = ChoiceCache(device, self._place.threads)
+
+    @property
+    def trouble(self) -> str:
+        """A sentence where what was measured could not be read or kept; else empty."""
+        return self._cache.trouble
+
+    def ratio(self, contest: Contest) -> Ratio:
+        """How many times faster the kernel is than the ops that are there."""
+        facts = {**contest.facts, "objective": self._place.objective}
+        ratio = self._cache.get(facts)
+        if ratio is None:
+            before = torch.get_num_threads()
+            torch.set_num_threads(self._place.threads)
+            try:
+                ratio = fight(contest, self._place.device, self._place.objective)
+            finally:
+                torch.set_num_threads(before)
+            self._cache.put(facts, ratio)
+        return ratio
+
+    def move(self) -> SelectBackend | None:
+        """The proposal to run where kernels run; None where the model does."""
+        if self._has_kernels:
+            return None
+        self._has_kernels = True
+        name = "eager" if usable("inductor", self._place) else "inductor"
+        return SelectBackend.model_validate({"backend": name, "proposer": self._proposer})
