@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from esper.ir import kernels, kept
+from esper.ir import kept, kernels
 
 # Ops of these libraries are admitted in artifacts; `trust` adds to them.
 _TRUSTED = {"aten", "prims", "quantized_decomposed", "torchvision", "torchao", "esper"}
