@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def sparse(sizes: Sizes, dtype: torch.dtype) -> RunSparse:
 
 def dense(outputs: int, inputs: int) -> Tensor:
     """A weight that keeps the size of what it multiplies."""
-    return torch.randn(outputs, inputs) / inputs**0.5
+    return torch.randn(outputs, inputs) / math.sqrt(inputs)
 
 
 def _bias(sizes: Sizes, dtype: torch.dtype) -> Tensor | None:
