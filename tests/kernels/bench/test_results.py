@@ -106,12 +106,15 @@ def test_the_document_holds_everything_and_survives_the_file(tmp_path: Path) -> 
     path.write_text(dumps(found))
     back = read(path)
     assert back == json.loads(json.dumps(found))
+    assert json.loads(path.read_text())["cells"]["columns"] == list(found["cells"][0])
     assert back["panels"][0]["absent"] == {"gone": "not installed"}
     assert back["panels"][0]["layers"] == ["toy/up", "toy/twin"]
     assert len(back["cells"]) == 2
     assert back["skipped"] == ["toy/up fp32 4096: no time left"]
     mine = next(c for c in back["panels"][0]["contenders"] if c["role"] == "esper")
-    assert [len(some) for some in mine["samples"]] == [6, 6, 6]
+    assert back["panels"][0]["rounds"] == [6, 6, 6]
+    assert mine["log"] == pytest.approx(np.log(2), abs=0.02)
+    assert 0 < mine["log_error"] < 0.02
 
 
 def test_pages_can_show_the_tables() -> None:
