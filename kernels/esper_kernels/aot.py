@@ -62,6 +62,11 @@ class Figures:
     shared: int
     instructions: dict[str, int]
 
+    @property
+    def text(self) -> str:
+        """The instructions on one line."""
+        return ", ".join(f"{number} {kind}" for kind, number in sorted(self.instructions.items()))
+
 
 def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
     """(types, constants, attributes) as Triton's own launcher would derive them.

@@ -7,12 +7,12 @@ a run is as wide as a tile they also leave out the products that a group does no
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from esper_kernels.prepacked import Prepacked
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,4 @@ def run_lists(index: Tensor, runs: int, per_tile: int) -> RunLists:
     return RunLists(order.to(torch.int32), listed.sum(1, dtype=torch.int32), slots.contiguous())
 
 
-_cache: MutableMapping[Tensor, dict[tuple[int, int, int], RunLists]] = WeakTensorKeyDictionary()
-
-
-def cached_run_lists(index: Tensor, runs: int, per_tile: int) -> RunLists:
-    """The same, made once for each index tensor: a layer's pattern is fixed between rewrites."""
-    known = _cache.setdefault(index, {})
-    key = (index._version, runs, per_tile)
-    if key not in known:
-        known[key] = run_lists(index, runs, per_tile)
-    return known[key]
+kept_run_lists = Prepacked(run_lists)

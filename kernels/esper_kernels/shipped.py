@@ -126,30 +126,44 @@ def _vnm_linear(kind: _Kind) -> Iterator[Case]:
         pattern, index = f"{GROUP}x{run}", kind.index(SIZE, run)
         for c in kind.configs(configs.LINEAR_32, configs.LINEAR_16):
             few = kind.new(c.block_m, SIZE)
-            arguments = (few, weight, index, None, None, GROUP, run)
-            yield kind.case("vnm_linear", pattern, c, linear.launches, *arguments)
+            yield kind.case(
+                "vnm_linear",
+                pattern,
+                c,
+                linear.launches,
+                few,
+                weight,
+                index,
+                None,
+                None,
+                GROUP,
+                run,
+            )
         for c in kind.configs(configs.TRANSPOSED_32, configs.TRANSPOSED_16):
             arguments = (grad, weight, index, None, GROUP, run, SIZE)
             yield kind.case("vnm_linear_backward_x", pattern, c, transposed.launches, *arguments)
         for c in kind.configs(configs.GRADIENT_32, configs.GRADIENT_16):
             op = "vnm_linear_backward_values"
-            yield kind.case(
-                op, pattern, c, masked_gradient.launches, grad, x, index, GROUP, run
-            )
+            yield kind.case(op, pattern, c, masked_gradient.launches, grad, x, index, GROUP, run)
 
 
 def _int8(kind: _Kind) -> Iterator[Case]:
     weights = {
         "int8": (kind.new(SIZE, SIZE, dtype=torch.int8), None, None),
-        f"{GROUP}x{RUN} int8": (kind.new(SIZE, KEPT, dtype=torch.int8), kind.index(SIZE, RUN), GROUP),
+        f"{GROUP}x{RUN} int8": (
+            kind.new(SIZE, KEPT, dtype=torch.int8),
+            kind.index(SIZE, RUN),
+            GROUP,
+        ),
     }
     grad, scale = kind.new(TOKENS, SIZE), kind.scale(SIZE)
     for pattern, (weight, index, rows) in weights.items():
         op = "int8_linear" if index is None else "vnm_int8_linear"
         for c in kind.configs(configs.LINEAR_32, configs.LINEAR_8):
             few = kind.new(c.block_m, SIZE)
-            arguments = (few, weight, index, scale, None, rows, RUN)
-            yield kind.case(op, pattern, c, linear.launches, *arguments)
+            yield kind.case(
+                op, pattern, c, linear.launches, few, weight, index, scale, None, rows, RUN
+            )
         for c in kind.configs(configs.TRANSPOSED_32, configs.TRANSPOSED_16):
             arguments = (grad, weight, index, scale, rows, RUN, SIZE)
             yield kind.case(f"{op}_backward_x", pattern, c, transposed.launches, *arguments)
@@ -167,9 +181,7 @@ def _gated(kind: _Kind) -> Iterator[Case]:
             for c in kind.configs(configs.GATED_32, narrow):
                 few = kind.new(c.block_m, SIZE)
                 arguments = (few, weight, weight, *scales, *indices, "silu", rows, RUN)
-                yield kind.case(
-                    "gated_linear", pattern + suffix, c, gated.launches, *arguments
-                )
+                yield kind.case("gated_linear", pattern + suffix, c, gated.launches, *arguments)
 
 
 def _low_rank(kind: _Kind) -> Iterator[Case]:
@@ -214,7 +226,9 @@ def complaints(case: Case, kernel: str, capability: int, figures: Figures) -> li
     found += [f"there is no {kind}" for kind in wanted if kind not in has]
     unwanted = {"load 1", "load 2", "cp.async narrow"}
     if case.op in ("int8_linear_backward_x", "vnm_int8_linear_backward_x"):
-        unwanted.remove("cp.async narrow")  # int8 read transposed is copied by 4 bytes; training only
+        unwanted.remove(
+            "cp.async narrow"
+        )  # int8 read transposed is copied by 4 bytes; training only
     return found + [f"there is {kind}" for kind in sorted(unwanted & has.keys())]
 
 

@@ -34,7 +34,8 @@ _BINARY: dict[str, Callable[[Array, Array], Array]] = {
 
 def bfloat16(bits: Array) -> npt.NDArray[np.float32]:
     """The number that 16 bits stand for."""
-    return (bits.astype("u4") << 16).view("f4")
+    numbers: npt.NDArray[np.float32] = (bits.astype("u4") << 16).view("f4")
+    return numbers
 
 
 def float16(bits: Array) -> npt.NDArray[np.float32]:
@@ -45,7 +46,8 @@ def float16(bits: Array) -> npt.NDArray[np.float32]:
 def to_bfloat16(numbers: npt.NDArray[np.float32]) -> Array:
     """Bits of the nearest bfloat16, ties to even."""
     bits = numbers.view("u4")
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("u2")
+    rounded: Array = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return rounded.astype("u2")
 
 
 def _instruction(line: str) -> tuple[str | None, list[str], list[str]]:
@@ -86,7 +88,11 @@ class Machine:
             if isinstance(argument, np.ndarray):
                 at = -(-len(self.memory) // 64) * 64
                 self.memory = np.concatenate(
-                    [self.memory, np.zeros(at - len(self.memory), "u1"), argument.ravel().view("u1")]
+                    [
+                        self.memory,
+                        np.zeros(at - len(self.memory), "u1"),
+                        argument.ravel().view("u1"),
+                    ]
                 )
                 arrays.append((at, argument))
                 values.append(at)
@@ -136,7 +142,7 @@ class Machine:
             found = self.special.get(operand)
             raw = self.registers[operand] if found is None else found
         elif operand.startswith("0f"):
-            raw = np.full(self.threads, int(operand[2:], 16), "u8")
+            raw = np.full(self.threads, int("0x" + operand[2:], 0), "u8")
         elif operand == "global_smem":
             raw = np.zeros(self.threads, "u8")
         else:
@@ -182,7 +188,9 @@ class Machine:
             case "mov" if kind == "pred":
                 value = operands[1]
                 known = {"-1": True, "1": True, "0": False}
-                pred = np.full(self.threads, known[value]) if value in known else self._read(value, "")
+                pred = (
+                    np.full(self.threads, known[value]) if value in known else self._read(value, "")
+                )
                 self._write(operands[0], pred, active)
             case "mov":
                 self._write(operands[0], self._read(operands[1], kind), active)
@@ -235,8 +243,8 @@ class Machine:
         if name[1] == "param":
             match = re.fullmatch(r"\[(\w+)\]", operands[1])
             assert match is not None
-            value = self.constants[match[1]] & (2**64 - 1)
-            self._write(operands[0], np.full(self.threads, value, "u8"), active)
+            constant = self.constants[match[1]] & (2**64 - 1)
+            self._write(operands[0], np.full(self.threads, constant, "u8"), active)
             return
         registers, place = operands if name[0] == "ld" else operands[::-1]
         address, _ = self._place(place)
@@ -256,16 +264,12 @@ class Machine:
         assert name[1:5] == ["sp::ordered_metadata", "sync", "aligned", "m16n8k32"]
         assert active.all(), "all threads of a warp take part"
         number = bfloat16 if name[8] == "bf16" else float16
-        a, b = (
-            np.stack([self._read(r, "b32") for r in self._vector(o)], 1) for o in operands[1:3]
-        )
+        a, b = (np.stack([self._read(r, "b32") for r in self._vector(o)], 1) for o in operands[1:3])
         c = np.stack([self._read(r, "f32") for r in self._vector(operands[3])], 1)
         metadata = self._read(operands[4], "b32")
         out = np.empty_like(c)
         for warp in range(0, self.threads, 32):
             own = slice(warp, warp + 32)
-            out[own] = mma_sp(
-                a[own], b[own], c[own], metadata[own], int(operands[5], 0), number
-            )
+            out[own] = mma_sp(a[own], b[own], c[own], metadata[own], int(operands[5], 0), number)
         for place, register in enumerate(self._vector(operands[0])):
             self._write(register, np.ascontiguousarray(out[:, place]), active)

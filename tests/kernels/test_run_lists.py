@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper_kernels.run_lists import cached_run_lists, run_lists
+from esper_kernels.run_lists import kept_run_lists, run_lists
 
 
 def index_of(groups: int, runs: int, kept: int) -> torch.Tensor:
@@ -30,7 +30,9 @@ def test_lists_tell_what_the_index_tells(
         if slot >= 0
     ]
     meant = [
-        (group, run, slot) for group, row in enumerate(index.tolist()) for slot, run in enumerate(row)
+        (group, run, slot)
+        for group, row in enumerate(index.tolist())
+        for slot, run in enumerate(row)
     ]
     assert sorted(told) == sorted(meant)
     for tile, count in enumerate(lists.counts.tolist()):
@@ -41,7 +43,7 @@ def test_lists_tell_what_the_index_tells(
 
 def test_the_cache_follows_changes_in_place() -> None:
     index = torch.tensor([[0, 2]], dtype=torch.int32)
-    first = cached_run_lists(index, 4, 1)
-    assert cached_run_lists(index, 4, 1) is first
+    first = kept_run_lists(index, 4, 1)
+    assert kept_run_lists(index, 4, 1) is first
     index[0, 1] = 3
-    assert cached_run_lists(index, 4, 1).counts.tolist() == [1, 0, 0, 1]
+    assert kept_run_lists(index, 4, 1).counts.tolist() == [1, 0, 0, 1]

@@ -41,9 +41,7 @@ def test_the_compiled_kernel_multiplies(
 
     weight, x = two_of_four(outputs, inputs, dtype), torch.randn(tokens, inputs).to(dtype)
     bias, packed = torch.randn(outputs).to(dtype), Sparse24.pack(weight)
-    out, (launch,) = sparse24.launches(
-        x, packed.values, packed.metadata, bias, outputs, config
-    )
+    out, (launch,) = sparse24.launches(x, packed.values, packed.metadata, bias, outputs, config)
     machine = Machine(aot.compiled(launch, capability).asm["ptx"], 32 * config.warps)
     _, constants, _ = aot.specialise(launch)
     arguments = {

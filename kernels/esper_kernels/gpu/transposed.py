@@ -9,7 +9,7 @@ from torch import Tensor
 from esper_kernels.config import Config
 from esper_kernels.gpu.running import Launch, check_dtype, sizes, tiles
 from esper_kernels.gpu.tiles import swizzle
-from esper_kernels.run_lists import RunLists, cached_run_lists
+from esper_kernels.run_lists import RunLists, kept_run_lists, run_lists
 
 
 @triton.jit
@@ -127,7 +127,9 @@ def launches(
     else:
         per_tile = max(1, config.block_n // width)
         pieces = tiles(width, config.block_n)
-        lists = cached_run_lists(index, tiles(inputs, width), per_tile)
+        # A pattern is fixed between rewrites: its lists are made once.
+        listed = run_lists if index.is_inference() else kept_run_lists
+        lists = listed(index, tiles(inputs, width), per_tile)
     out = grad.new_empty(tokens, inputs)
     tiles_k = tiles(inputs, per_tile * width) * pieces
     launch = Launch(

@@ -21,7 +21,7 @@ from esper_kernels.sparse24 import unpack
 WEIGHT_MULTIPLE = 16  # of outputs and of inputs, for 16 bits
 TOKEN_MULTIPLE = 8
 
-_compressed: MutableMapping[Tensor, tuple[int, Tensor]] = WeakTensorKeyDictionary()
+_compressed: MutableMapping[Tensor, tuple[tuple[int, ...], Tensor]] = WeakTensorKeyDictionary()
 _algorithms: dict[tuple[int, int, int, torch.dtype, torch.device], int] = {}
 
 
@@ -58,10 +58,12 @@ def forward(
 
 
 def _library_form(values: Tensor, metadata: Tensor, inputs: int, outputs: int) -> Tensor:
-    """The weight as the library wants it; made anew where `values` changed since."""
+    """The weight as the library wants it; made anew where `values` or `metadata` changed since."""
+    if values.is_inference() or metadata.is_inference():  # of which nobody counts the changes
+        return torch._cslt_compress(unpack(values, metadata, outputs, inputs))
+    key = (values._version, values.data_ptr(), metadata._version, metadata.data_ptr())
     known = _compressed.get(values)
-    if known is None or known[0] != values._version:
-        dense = unpack(values.detach(), metadata, outputs, inputs)
-        known = (values._version, torch._cslt_compress(dense))
+    if known is None or known[0] != key:
+        known = (key, torch._cslt_compress(unpack(values, metadata, outputs, inputs)))
         _compressed[values] = known
     return known[1]

@@ -6,108 +6,106 @@ differentiated by the two others, to any order.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from esper_kernels.arguments import check_bias, check_dtype, check_shape, flat
-from esper_kernels.on_gpu import triton_of
+from esper_kernels.arguments import check_bias, check_dtype, check_matrix, check_shape, flat
+from esper_kernels.define import define
 from esper_kernels.sparse24 import COLUMNS, DTYPES, ROWS
-from esper_kernels.sparse24_linear import dense
+from esper_kernels.sparse24_linear import cpu
 
-NAME = "esper::sparse24_linear"
+_NAME = "esper::sparse24_linear"
 
 
-def _check(
-    x: Tensor, values: Tensor, metadata: Tensor, bias: Tensor | None, inputs: int, outputs: int
-) -> None:
-    if x.ndim < 1 or x.dtype not in DTYPES:
-        raise ValueError(
-            f"{NAME}: x must be (..., inputs) of float16 or bfloat16, it is {x.dtype} of shape "
-            f"{tuple(x.shape)}"
-        )
-    check_shape(NAME, "x", x, (*x.shape[:-1], inputs))
-    check_dtype(NAME, "values", values, x.dtype)
-    check_dtype(NAME, "metadata", metadata, torch.int32)
+def _check(values: Tensor, metadata: Tensor, inputs: int, outputs: int) -> None:
+    """A `Sparse24` weight of those sizes."""
     rows, pairs = -(-outputs // ROWS), -(-inputs // (2 * COLUMNS))
-    check_shape(NAME, "values", values, (rows, 2 * pairs, 32, 8))
-    check_shape(NAME, "metadata", metadata, (rows, pairs, 32))
-    check_bias(NAME, bias, x, outputs)
+    if values.dtype not in DTYPES:
+        raise ValueError(
+            f"{_NAME}: x and values must be float16 or bfloat16, they are {values.dtype}"
+        )
+    check_dtype(_NAME, "metadata", metadata, torch.int32)
+    check_shape(_NAME, "values", values, (rows, 2 * pairs, 32, 8))
+    check_shape(_NAME, "metadata", metadata, (rows, pairs, 32))
 
 
 # -- forward ---------------------------------------------------------------------------------------
 
 
-@custom_op(NAME, mutates_args=(), device_types="cuda")
-def sparse24_linear(
+def _shape(
     x: Tensor, values: Tensor, metadata: Tensor, bias: Tensor | None, inputs: int, outputs: int
 ) -> Tensor:
-    """x W^T + bias for W packed as `Sparse24`: (..., inputs) to (..., outputs).
+    check_dtype(_NAME, "values", values, x.dtype)
+    _check(values, metadata, inputs, outputs)
+    check_shape(_NAME, "x", x, (*x.shape[:-1], inputs))
+    check_bias(_NAME, bias, x, outputs)
+    return x.new_empty(*x.shape[:-1], outputs)
 
-    Raises:
-        ValueError: where shapes or dtypes do not go together.
-    """
-    _check(x, values, metadata, bias, inputs, outputs)
-    if x.numel() == 0:
-        return x.new_empty(*x.shape[:-1], outputs)
-    out: Tensor = triton_of("sparse24_linear").forward(
+
+def _compute(
+    kernels: ModuleType,
+    x: Tensor,
+    values: Tensor,
+    metadata: Tensor,
+    bias: Tensor | None,
+    inputs: int,
+    outputs: int,
+) -> Tensor:
+    out: Tensor = kernels.forward(
         flat(x), values.contiguous(), metadata.contiguous(), bias, inputs, outputs
     )
     return out.reshape(*x.shape[:-1], outputs)
 
 
-@sparse24_linear.register_kernel("cpu")
-def _(
-    x: Tensor, values: Tensor, metadata: Tensor, bias: Tensor | None, inputs: int, outputs: int
-) -> Tensor:
-    _check(x, values, metadata, bias, inputs, outputs)
-    out = dense.forward(flat(x), values, metadata, bias, inputs, outputs)
-    return out.reshape(*x.shape[:-1], outputs)
+sparse24_linear = define("sparse24_linear", _shape, _compute, cpu)
 
 
-@sparse24_linear.register_fake
-def _(
-    x: Tensor, values: Tensor, metadata: Tensor, bias: Tensor | None, inputs: int, outputs: int
-) -> Tensor:
-    _check(x, values, metadata, bias, inputs, outputs)
-    return x.new_empty(*x.shape[:-1], outputs)
+# -- gradient of x ---------------------------------------------------------------------------------
 
 
-# -- gradients -------------------------------------------------------------------------------------
-
-
-@custom_op(f"{NAME}_backward_x", mutates_args=())
-def backward_x(grad: Tensor, values: Tensor, metadata: Tensor, inputs: int, outputs: int) -> Tensor:
-    """grad W: (M, outputs) to (M, inputs)."""
-    return dense.backward_x(grad, values, metadata, inputs, outputs)
-
-
-@backward_x.register_fake
-def _(grad: Tensor, values: Tensor, metadata: Tensor, inputs: int, outputs: int) -> Tensor:
+def _shape_x(grad: Tensor, values: Tensor, metadata: Tensor, inputs: int, outputs: int) -> Tensor:
+    check_dtype(_NAME, "grad", grad, values.dtype)
+    _check(values, metadata, inputs, outputs)
+    check_matrix(_NAME, "grad", grad, outputs)
     return grad.new_empty(grad.shape[0], inputs)
 
 
-@custom_op(f"{NAME}_backward_values", mutates_args=())
-def backward_values(grad: Tensor, x: Tensor, metadata: Tensor) -> Tensor:
-    """grad^T x at the kept weights: (M, outputs), (M, inputs) to the shape of `values`."""
-    return dense.backward_values(grad, x, metadata)
+def _compute_x(kernels: ModuleType, *arguments: Any) -> Tensor:
+    out: Tensor = kernels.backward_x(*arguments)
+    return out
 
 
-@backward_values.register_fake
-def _(grad: Tensor, x: Tensor, metadata: Tensor) -> Tensor:
+backward_x = define("sparse24_linear_backward_x", _shape_x, _compute_x, cpu)
+
+
+# -- gradient of values ----------------------------------------------------------------------------
+
+
+def _shape_values(grad: Tensor, x: Tensor, metadata: Tensor) -> Tensor:
+    check_dtype(_NAME, "grad", grad, x.dtype)
     rows, pairs = metadata.shape[:2]
-    return grad.new_empty(rows, 2 * pairs, 32, 8)
+    values = grad.new_empty(rows, 2 * pairs, 32, 8)
+    _check(values, metadata, x.shape[1], grad.shape[1])
+    return values
+
+
+def _compute_values(kernels: ModuleType, *arguments: Any) -> Tensor:
+    out: Tensor = kernels.backward_values(*arguments)
+    return out
+
+
+backward_values = define("sparse24_linear_backward_values", _shape_values, _compute_values, cpu)
 
 
 # -- autograd --------------------------------------------------------------------------------------
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, metadata, bias, ctx.inputs, ctx.outputs = inputs
+    x, values, metadata, _, ctx.inputs, ctx.outputs = inputs
     ctx.save_for_backward(x, values, metadata)
-    ctx.bias = bias is not None
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -119,7 +117,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dx = backward_x(rows, values, metadata, ctx.inputs, ctx.outputs).reshape(x.shape)
     if for_values:
         dvalues = backward_values(rows, x.reshape(-1, ctx.inputs), metadata)
-    return dx, dvalues, None, rows.sum(0) if ctx.bias and for_bias else None, None, None
+    return dx, dvalues, None, rows.sum(0) if for_bias else None, None, None
 
 
 def _save_x(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

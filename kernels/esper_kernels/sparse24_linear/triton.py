@@ -14,6 +14,9 @@ from esper_kernels.gpu import configs, sparse24
 from esper_kernels.gpu.running import finish
 from esper_kernels.launch import choose
 from esper_kernels.sparse24_linear import cusparselt
+from esper_kernels.sparse24_linear.cpu import backward_values, backward_x
+
+__all__ = ["backward_values", "backward_x", "decode", "forward"]
 
 DECODE = 64  # tokens up to which memory is the limit of 2:4 in 16 bits: a third of the ridge
 

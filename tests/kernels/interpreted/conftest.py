@@ -1,5 +1,8 @@
-"""These tests run kernels in Triton's interpreter, which a process must choose before it imports
-Triton: `tests/kernels/test_triton_interpreter.py` starts one."""
+"""These tests run kernels in Triton's interpreter.
+
+A process must choose that before it imports Triton: `tests/kernels/test_triton_interpreter.py`
+starts one that does.
+"""
 
 from __future__ import annotations
 

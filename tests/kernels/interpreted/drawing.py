@@ -65,10 +65,8 @@ def cases(draw: st.DrawFn, *, whole: bool = False) -> Case:
     kept = draw(st.integers(1, -(-inputs // run)))
     torch.manual_seed(draw(st.integers(0, 2**16)))
     weight = torch.randn(outputs, inputs) * pattern(outputs, inputs, rows, run, kept)
-    if whole:
-        weight = (weight * 40).round().clamp(-127, 127).to(torch.int8)
-    else:
-        weight = weight.to(dtype)
+    int8 = (weight * 40).round().clamp(-127, 127).to(torch.int8)
+    weight = int8 if whole else weight.to(dtype)
     packed = RunSparse.pack(weight, rows, run)
     packed = RunSparse(guarded(packed.values), guarded(packed.index), rows, run, inputs)
     bias = guarded(torch.randn(outputs).to(dtype)) if draw(st.booleans()) else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +27,7 @@ from tests.kernels.interpreted.drawing import (
     pattern,
 )
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
@@ -47,7 +49,7 @@ def check_gated(out: Tensor, x: Tensor, gate: Tensor, up: Tensor, activation: st
     close(out, expected, 2 * size)
 
 
-@settings(max_examples=8)
+@settings(max_examples=16)
 @given(cases(), unsplit, st.sampled_from(sorted(ACTIVATIONS)), st.booleans(), st.booleans())
 def test_gated_linear(
     case: Case, config: Config, activation: str, sparse: bool, alike: bool
@@ -71,7 +73,7 @@ def test_gated_linear(
     check_gated(out, case.x, gate.unpack(), up.unpack(), activation)
 
 
-@settings(max_examples=5)
+@settings(max_examples=10)
 @given(cases(whole=True), unsplit, st.booleans())
 def test_gated_linear_of_int8(case: Case, config: Config, sparse: bool) -> None:
     gate, scale = case.packed, case.scale
@@ -90,7 +92,7 @@ def test_gated_linear_of_int8(case: Case, config: Config, sparse: bool) -> None:
     check_gated(out, case.x, gate.unpack() * by_row, up.unpack() * by_row / 2, "silu")
 
 
-@settings(max_examples=8)
+@settings(max_examples=16)
 @given(cases(), configs, st.integers(1, 40))
 def test_low_rank_linear(case: Case, config: Config, rank: int) -> None:
     down = guarded(torch.randn(rank, case.x.shape[1]).to(case.x.dtype))
@@ -100,7 +102,7 @@ def test_low_rank_linear(case: Case, config: Config, rank: int) -> None:
     check_product(out, inner, up, case.bias)
 
 
-@settings(max_examples=6)
+@settings(max_examples=10)
 @given(
     st.sampled_from(DTYPES),
     st.sampled_from([(1, 5, 17, 4, 2, 8), (2, 7, 30, 3, 2, 12), (2, 1, 64, 2, 2, 16)]),

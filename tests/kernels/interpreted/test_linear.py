@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from esper_kernels.config import Config
 from esper_kernels.int8_linear import triton as int8_linear
-from esper_kernels.run_sparse import columns
+from esper_kernels.run_sparse import RunSparse, columns
 from esper_kernels.vnm_int8_linear import triton as vnm_int8_linear
 from esper_kernels.vnm_linear import triton as vnm_linear
 from tests.kernels.interpreted.drawing import CONFIGS, Case, cases, check_product, guarded
@@ -18,7 +18,7 @@ configs = st.sampled_from(CONFIGS)
 unsplit = st.sampled_from([c for c in CONFIGS if c.split == 1 and not c.swap])
 
 
-@settings(max_examples=12)
+@settings(max_examples=30)
 @given(cases(), configs)
 def test_vnm_linear(case: Case, config: Config) -> None:
     p = case.packed
@@ -26,14 +26,14 @@ def test_vnm_linear(case: Case, config: Config) -> None:
     check_product(out, case.x, case.weight, case.bias)
 
 
-@settings(max_examples=6)
+@settings(max_examples=12)
 @given(cases(whole=True), configs)
 def test_int8_linear(case: Case, config: Config) -> None:
     out = int8_linear.forward(case.x, case.weight, case.scale, case.bias, config)
     check_product(out, case.x, case.weight * case.scale[:, None].double(), case.bias)
 
 
-@settings(max_examples=6)
+@settings(max_examples=12)
 @given(cases(whole=True), configs)
 def test_vnm_int8_linear(case: Case, config: Config) -> None:
     p = case.packed
@@ -43,7 +43,7 @@ def test_vnm_int8_linear(case: Case, config: Config) -> None:
     check_product(out, case.x, case.weight * case.scale[:, None].double(), case.bias)
 
 
-@settings(max_examples=8)
+@settings(max_examples=15)
 @given(cases(), unsplit)
 def test_gradient_of_x(case: Case, config: Config) -> None:
     p = case.packed
@@ -51,7 +51,7 @@ def test_gradient_of_x(case: Case, config: Config) -> None:
     check_product(out, case.grad, case.weight.T)
 
 
-@settings(max_examples=5)
+@settings(max_examples=10)
 @given(cases(whole=True), unsplit)
 def test_gradient_of_x_through_int8(case: Case, config: Config) -> None:
     p = case.packed
@@ -64,7 +64,7 @@ def test_gradient_of_x_through_int8(case: Case, config: Config) -> None:
     check_product(sparse, case.grad, weight.T)
 
 
-@settings(max_examples=8)
+@settings(max_examples=15)
 @given(cases(), unsplit)
 def test_gradient_of_values(case: Case, config: Config) -> None:
     """Also for runs of zeros that fill a group up; nothing for columns beyond the last."""
@@ -81,8 +81,6 @@ def test_gradient_of_values(case: Case, config: Config) -> None:
 def test_the_config_that_is_chosen_computes_the_same(tokens: int) -> None:
     x, weight = guarded(torch.randn(tokens, 96)), torch.randn(48, 96)
     weight[:, 32:64] = 0
-    from esper_kernels.run_sparse import RunSparse
-
     p = RunSparse.pack(weight, 16, 32)
     out = vnm_linear.forward(x, p.values, p.index, None, p.rows, p.run)
     check_product(out, x, weight)
@@ -92,8 +90,6 @@ def test_numbers_that_no_kept_weight_meets_do_not_matter() -> None:
     """x may hold NaN where a group reads nothing: it is not multiplied by zero."""
     weight = torch.zeros(16, 40)
     weight[:, 16:24] = torch.randn(16, 8)
-    from esper_kernels.run_sparse import RunSparse
-
     p = RunSparse.pack(weight, 16, 8)
     x = torch.full((3, 40), float("nan"))
     x[:, 16:24] = torch.randn(3, 8)

@@ -1,7 +1,7 @@
-"""The op by way of the dense weight: all of it on a CPU, which has nothing for 2:4, and gradients.
+"""The op by way of the dense weight: all of it on a CPU, which has no 2:4; gradients anywhere.
 
-The weight's transpose is not 2:4 sparse, so no instruction multiplies by it either; a gradient of x
-has to unpack the weight wherever it is computed.
+The weight's transpose is not 2:4 sparse, so no instruction multiplies by it either, and a gradient
+of x has to unpack the weight on a GPU, too.
 """
 
 from __future__ import annotations
