@@ -17,7 +17,6 @@ from esper_kernel_bench.problem import TOLERANCE, TOLERANCE_INT8, Problem
 from esper_kernels import int8, ops, roofline
 from esper_kernels.run_sparse import RunSparse
 from esper_kernels.sparse24 import Sparse24
-from esper_kernels.sparse24_linear.op import sparse24_linear
 
 Build = Callable[[Compression, torch.dtype, Problem], Built]
 
@@ -96,7 +95,7 @@ def _sparse24(compression: Compression, dtype: torch.dtype, problem: Problem) ->
     weights = [packed.values, packed.metadata, problem.bias]
 
     def run(x: Tensor, values: Any, metadata: Any, bias: Tensor | None) -> Any:
-        return sparse24_linear(x, values, metadata, bias, inputs, outputs)
+        return ops.sparse24_linear(x, values, metadata, bias, inputs, outputs)
 
     stored = roofline.sparse24(outputs, inputs, dtype.itemsize)
 
