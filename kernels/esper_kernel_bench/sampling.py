@@ -130,6 +130,7 @@ class Group:
                     continue
                 said(f"{rows.m} rows, placement {placement + 1} of {self._effort.placements}")
                 self._visit(rows, calls)
+            del calls  # before the next copies are made: large layers fill the memory
         return self.panels
 
     def _why_not(self, rows: Rows, smaller: Rows | None) -> str:
