@@ -53,6 +53,7 @@ def document(selection: Selection, findings: Findings, command: str) -> Document
         "calibration": _device(findings.roof()),
         "columns": ["dtype", "op", "pattern", *(f"M={m}" for m in sorted(selection.rows))],
         "rows": summaries.table(cells, "best"),
+        "map": summaries.short_map(cells),
         "against_dense": summaries.table(cells, "dense"),
         "by_pattern": summaries.by_pattern(cells),
         "notes": summaries.notes(cells, findings.skipped),

@@ -122,6 +122,7 @@ def test_pages_can_show_the_tables() -> None:
     text = readme.render(found)
     assert "| dtype | op | pattern | M=3 | M=40 |" in text
     assert re.search(r"\| fp32 \| vnm_linear \| 128:1:4x16 \| ▲ 1\.\d\d \| ▲ 1\.\d\d \|", text)
+    assert "128:1:4x16 | ▲ 1." in readme.render(found, {"table": "map"})
     assert "over dense" in readme.render(found, {"table": "by_pattern"})
 
 
