@@ -14,7 +14,9 @@ mkdir -p "$OUT"
 "$PYTHON" - <<'PY' || exit 2
 import importlib.util, sys
 import torch
-wanted = "hypothesis networkx numpy pydantic pytest rich safetensors transformers typer".split()
+wanted = (
+    "hypothesis networkx numpy pydantic pytest rich safetensors transformers triton typer".split()
+)
 missing = [name for name in wanted if importlib.util.find_spec(name) is None]
 print(f"torch {torch.__version__}, CUDA {torch.version.cuda}")
 if missing:
