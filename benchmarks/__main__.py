@@ -46,10 +46,10 @@ SUITES = {
     "minilm_held_out": Suite(
         "end_to_end/minilm_held_out.py", "what the pruned MiniLM forgot, on unseen texts"
     ),
-    "aot": Suite("kernels/aot.py", "kernels compiled for sm_80 and sm_90, without a GPU"),
     "kernels_cpu": Suite(
         "kernels/cpu.py", "our kernels beside oneDNN, MKL and int8 on this CPU (an hour)"
     ),
+    "aot": Suite("kernels/aot.py", "kernels compiled for sm_80 and sm_90, without a GPU"),
     "gate_simulation": Suite(
         "gate/simulate.py",
         "error rates of the decision rule on simulated noise",

@@ -14,7 +14,9 @@ mkdir -p "$OUT"
 "$PYTHON" - <<'PY' || exit 2
 import importlib.util, sys
 import torch
-wanted = "hypothesis networkx numpy pydantic pytest rich safetensors transformers typer".split()
+wanted = (
+    "hypothesis networkx numpy pydantic pytest rich safetensors transformers triton typer".split()
+)
 missing = [name for name in wanted if importlib.util.find_spec(name) is None]
 print(f"torch {torch.__version__}, CUDA {torch.version.cuda}")
 if missing:
@@ -50,13 +52,13 @@ part() {
     timeout --kill-after=5 "$limit" "$@" 2>&1 | tee "$OUT/$name.log" || status=1
 }
 
-part tests 180 "$PYTHON" -m pytest tests/gpu -q -p no:cacheprovider -p no:xdist \
+part tests 160 "$PYTHON" -m pytest tests/gpu -q -p no:cacheprovider -p no:xdist \
     --junitxml="$OUT/tests.xml"
-part kernels 130 "$PYTHON" -m esper.cli.main bench kernels --quick --device cuda \
-    --budget-seconds 105 --progress never -o "$OUT/kernels.json" --plot "$OUT/plots"
-part end_to_end 185 "$PYTHON" benchmarks/gpu/end_to_end.py --budget-seconds 170
+part kernels 190 "$PYTHON" -m esper.cli.main bench kernels --quick --device cuda \
+    --budget-seconds 165 --progress never -o "$OUT/kernels.json" --plot "$OUT/plots"
+part end_to_end 140 "$PYTHON" benchmarks/gpu/end_to_end.py --budget-seconds 125
 cp benchmarks/results/gpu_end_to_end.json "$OUT/" 2>/dev/null || status=1
-part tuning 75 "$PYTHON" benchmarks/gpu/tune.py --budget-seconds 60 -o "$OUT/tuned.json"
-part summary 15 "$PYTHON" benchmarks/gpu/summary.py "$OUT"
+part tuning 80 "$PYTHON" benchmarks/gpu/tune.py --budget-seconds 65 -o "$OUT/tuned.json"
+part summary 10 "$PYTHON" benchmarks/gpu/summary.py "$OUT"
 echo "== results in $OUT (status $status)"
 exit $status

@@ -28,7 +28,7 @@ from benchmarks.result_file import write
 from esper.passbase import passes
 
 LENGTH = 128
-LONGEST = 90.0  # seconds of one run
+LONGEST = 60.0  # seconds of one run
 PIPELINES = {
     "half the neurons": "prune{axes=neurons ratio=0.5 align=64}",
     "a quarter of the weights, in runs": "sparsify{pattern=128:1:4x16},lower-kernels",

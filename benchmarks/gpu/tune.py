@@ -102,7 +102,7 @@ def main() -> None:
     for shape in layers.choose(options.shapes.split(",")):
         layer = Layer(shape, ROWS, torch.bfloat16, "cuda", 0)
         wanted = compression.choose(compression.QUICK)
-        for contender in esper_ops.contenders(shape, wanted, torch.bfloat16):
+        for contender in esper_ops.contenders(shape, wanted, torch.bfloat16, "cuda"):
             try:
                 for m in ROWS if time.monotonic() < end else ():
                     run = contender.build(layer).make()

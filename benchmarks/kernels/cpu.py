@@ -15,8 +15,8 @@ from esper.cli.main import main
 
 # Large and small, square and not; odd sizes, which most patterns do not fit; and what is fused.
 SHAPES = (
-    "llama-3-8b/o,llama-3-8b/gate,llama-3-8b/mlp,llama-3-8b/projections,qwen2.5-7b/down,"
-    "bert-base,vit-b16/head,mixer-b16/token-up"
+    "llama-3-8b/o,llama-3-8b/mlp,llama-3-8b/projections,qwen2.5-7b/o,bert-base/up,bert-base/down,"
+    "vit-b16/head,mixer-b16/token-up"
 )
 PATTERNS = "dense,128:*x16,128:1:4x*,512:1:4x16,128x64@0.25,2:4,int8,low-rank@0.25"
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from statistics import median
+from math import hypot
+from statistics import NormalDist
 from typing import Any
 
-import numpy as np
-
 from esper.errors import UsageError
-from esper.gate.statistics import Array
-from esper_kernel_bench.document import Document, samples_of
-from esper_kernel_bench.verdicts import call, estimate, log_ratios
+from esper_kernel_bench.document import Document
+from esper_kernel_bench.verdicts import RULE, call
 
 Key = tuple[str, int, str]
+_QUANTILE = NormalDist().inv_cdf(RULE.confidence)
 
 
 def compare(before: Document, after: Document) -> dict[str, Any]:
@@ -49,33 +48,26 @@ def _panels(document: Document) -> dict[Key, Mapping[str, Any]]:
 
 def _rows(key: Key, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[dict[str, Any]]:
     layer, m, dtype = key
-    before, after = samples_of(old), samples_of(new)
-    (base,) = (c["key"] for c in old["contenders"] if c["role"] == "dense")
-    if base not in after:
-        return []
+    before, after = ({c["key"]: c for c in panel["contenders"]} for panel in (old, new))
+    noise = hypot(old["noise"], new["noise"])
     rows = []
-    noise = float(np.hypot(old["noise"], new["noise"]))
     for name in before:
         if name not in after:
             continue
-        if name == base:
-            earlier, later = _logs(before[name]), _logs(after[name])
-        else:
-            earlier = log_ratios(before[name], before[base])
-            later = log_ratios(after[name], after[base])
-        # Unlike seeds: the draws of one bootstrap must not cancel against those of the other.
-        first, second = estimate(earlier, seed=1), estimate(later, seed=2)
-        verdict = call(
-            first.estimate - second.estimate, first.replicates - second.replicates, noise
-        )
+        earlier, later = before[name], after[name]
+        centre = later["log"] - earlier["log"]
+        if earlier["role"] == "dense":
+            centre = -centre  # of seconds, the others are of the dense layer's over theirs
+        room = hypot(earlier["log_error"], later["log_error"]) * _QUANTILE
+        verdict = call(centre, centre - room, centre + room, noise)
         rows.append(
             {
                 "layer": layer,
                 "m": m,
                 "dtype": dtype,
                 "contender": name,
-                "before": median(v for some in before[name] for v in some),
-                "after": median(v for some in after[name] for v in some),
+                "before": earlier["microseconds"],
+                "after": later["microseconds"],
                 "ratio": verdict.ratio,
                 "lower": verdict.lower,
                 "upper": verdict.upper,
@@ -83,7 +75,3 @@ def _rows(key: Key, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[dict
             }
         )
     return rows
-
-
-def _logs(samples: Any) -> list[Array]:
-    return [np.log(np.asarray(some))[:, None] for some in samples]

@@ -24,23 +24,24 @@ class CudaTimed:
         self._start: Any = _cuda.Event(enable_timing=True)
         self._end: Any = _cuda.Event(enable_timing=True)
         side = _cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for call in calls:  # what compiles, tunes or repacks does so before the capture
+        side.wait_stream(_cuda.current_stream())
+        with _cuda.stream(side):  # what compiles, tunes or repacks does so before the capture
+            for call in calls:
                 call(x)
-            calls[0](x)
-            self._start.record(side)
-            calls[0](x)
-            self._end.record(side)
-        torch.cuda.current_stream().wait_stream(side)
-        self._end.synchronize()
-        self.warm: float = self._start.elapsed_time(self._end) / 1e3
-        self._count: int = min(_MOST, max(len(calls), ceil(_LEAST / max(self.warm, 1e-6))))
+        _cuda.current_stream().wait_stream(side)
+        self._capture(calls, x, min(_MOST, len(calls)))
+        # How long a call takes is known only without the host, so from a graph.
+        if (each := self.seconds()) * self._count < _LEAST:
+            self._capture(calls, x, min(_MOST, ceil(_LEAST / max(each, 1e-9))))
+        self.seconds()
+        self.warm = self.seconds()
+
+    def _capture(self, calls: Sequence[Call], x: Tensor, count: int) -> None:
+        self._count = count
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            for number in range(self._count):
+            for number in range(count):
                 self._output: Any = calls[number % len(calls)](x)
-        self.seconds()
 
     def seconds(self) -> float:
         self._flush.zero_()

@@ -17,7 +17,6 @@ from esper_kernel_bench.problem import TOLERANCE, TOLERANCE_INT8, Problem
 from esper_kernels import int8, ops, roofline
 from esper_kernels.run_sparse import RunSparse
 from esper_kernels.sparse24 import Sparse24
-from esper_kernels.sparse24_linear.op import sparse24_linear
 
 Build = Callable[[Compression, torch.dtype, Problem], Built]
 
@@ -89,6 +88,22 @@ def _linear(compression: Compression, dtype: torch.dtype, problem: Problem) -> B
     return Built(copying(run, weights), nbytes(weights), reference, tolerance, work)
 
 
+def _dynamic(compression: Compression, dtype: torch.dtype, problem: Problem) -> Built:
+    """`vnm_dynamic_linear`: inputs are rounded row by row, and integers multiplied."""
+    (weight,) = problem.pruned(compression)
+    w = _pack(weight, compression)
+    weights = [w.values, w.scale, w.index, problem.bias]
+
+    def run(x: Tensor, values: Any, scale: Any, index: Any, bias: Tensor | None) -> Any:
+        return ops.vnm_dynamic_linear(x, values, scale, index, bias, w.rows, w.run)
+
+    def work(m: int) -> roofline.Work:
+        return roofline.linear(m, w.stored, dtype.itemsize, "int8")
+
+    reference = problem.reference(weight)
+    return Built(copying(run, weights), nbytes(weights), reference, TOLERANCE_INT8, work)
+
+
 def _sparse24(compression: Compression, dtype: torch.dtype, problem: Problem) -> Built:
     (weight,) = problem.pruned(compression)
     outputs, inputs = weight.shape
@@ -96,7 +111,7 @@ def _sparse24(compression: Compression, dtype: torch.dtype, problem: Problem) ->
     weights = [packed.values, packed.metadata, problem.bias]
 
     def run(x: Tensor, values: Any, metadata: Any, bias: Tensor | None) -> Any:
-        return sparse24_linear(x, values, metadata, bias, inputs, outputs)
+        return ops.sparse24_linear(x, values, metadata, bias, inputs, outputs)
 
     stored = roofline.sparse24(outputs, inputs, dtype.itemsize)
 
@@ -158,7 +173,6 @@ def _projections(compression: Compression, dtype: torch.dtype, problem: Problem)
     return Built(copying(run, weights), nbytes(weights), reference, TOLERANCE[dtype], work)
 
 
-# By kind of layer and whether the weight is (sparse in runs, int8), or by family.
 _LINEAR: dict[str, tuple[str, Build]] = {
     "runs": ("vnm_linear", _linear),
     "blocks": ("vnm_linear", _linear),
@@ -168,28 +182,32 @@ _LINEAR: dict[str, tuple[str, Build]] = {
 }
 
 
-def _op(layer: Layer, compression: Compression) -> tuple[str, Build] | None:
-    """Name and builder of the op that serves a compression in a layer; None where none does."""
+def _served(layer: Layer, compression: Compression, device: str) -> list[tuple[str, Build]]:
+    """Names and builders of the ops that serve a compression in a layer."""
     if layer.kind == "gated":
         served = compression.family in ("dense", "runs", "blocks", "int8")
-        return ("gated_linear", _gated) if served else None
+        return [("gated_linear", _gated)] if served else []
     if layer.kind == "projections":
-        return ("attention_projections", _projections) if compression.family == "dense" else None
+        served = compression.family == "dense"
+        return [("attention_projections", _projections)] if served else []
     if compression.int8 and compression.pattern is not None:
-        return "vnm_int8_linear", _linear
-    return _LINEAR.get(compression.family)
+        weights = ("vnm_int8_linear", _linear)
+        return [weights, ("vnm_dynamic_linear", _dynamic)] if device == "cpu" else [weights]
+    return [_LINEAR[compression.family]] if compression.family in _LINEAR else []
 
 
 def contenders(
-    layer: Layer, compressions: Sequence[Compression], dtype: torch.dtype
+    layer: Layer, compressions: Sequence[Compression], dtype: torch.dtype, device: str
 ) -> list[Contender]:
-    """One for each compression that an op of ours serves in that layer."""
-    found = []
-    for compression in compressions:
-        if op := _op(layer, compression):
-            name, build = op
-            built = partial(build, compression, dtype)
-            found.append(
-                Contender(f"esper {name}", "esper", compression.text, compression.density, built)
-            )
-    return found
+    """One for each op of ours that serves a compression in that layer."""
+    return [
+        Contender(
+            f"esper {name}",
+            "esper",
+            compression.text,
+            compression.density,
+            partial(build, compression, dtype),
+        )
+        for compression in compressions
+        for name, build in _served(layer, compression, device)
+    ]

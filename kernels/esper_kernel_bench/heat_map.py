@@ -11,7 +11,7 @@ from esper.report.svg import Canvas, text_at
 
 Row = Mapping[str, Any]
 _CELL, _HIGH = 46.0, 20.0
-_NAMES, _GAP, _TOP, _HEAD = 176.0, 26.0, 52.0, 44.0
+_NAMES, _GAP, _TOP, _HEAD = 250.0, 26.0, 52.0, 44.0
 _ACROSS = 2  # layers side by side
 _STEPS = 4  # colours on either side of a ratio of 1
 _LEGEND = ("0.25", "0.4", "0.6", "0.84", "1", "1.2", "1.7", "2.4", "4")
@@ -76,7 +76,8 @@ def _block(
         rows.setdefault((cell["op"], cell["compression"]), {})[cell["m"]] = cell
     for number, ((op, pattern), by_m) in enumerate(rows.items()):
         y = top + _HEAD + number * _HIGH
-        name = f"{op}, dense" if pattern == "dense" else pattern
+        shared = sum(other == pattern for _, other in rows) > 1
+        name = f"{pattern}, {op}" if shared or pattern == "dense" else pattern
         canvas.add(text_at(left + _NAMES - 8, y + 14, name, class_="es-soft es-end"))
         for place, m in enumerate(columns):
             if m in by_m:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _STYLES = {"FAST": "green", "SLOW": "red", "SAME": "", "AMBIGUOUS": "yellow"}
-_WIDE = 180  # characters where the output is no terminal
+_WIDE = 200  # characters where the output is no terminal
 
 
 def show(document: Mapping[str, Any]) -> None:

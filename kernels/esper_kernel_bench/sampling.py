@@ -25,6 +25,7 @@ from esper_kernel_bench.timing import Clock, Timed
 from esper_kernels.roofline import Work
 
 _MOST_COPIES = 512
+_REST = 2.0  # a placement over its rounds: warming up and checking take time, too
 _PATH = re.compile(r"\s*\(/[^)]*\)")  # as in "cannot import name 'x' from 'y' (/place/of/y.py)"
 SLOW = 8.0  # peers that take so many times the baseline are left out of the rounds
 
@@ -100,7 +101,7 @@ class Group:
         self._effort = effort
         self._rng = rng
         self._deadline = deadline
-        self._started = time.monotonic()
+        self._copying = 0.0  # seconds that copying took last
         self._built: dict[str, Built] = {}
         refused: dict[str, str] = {}
         for contender in contenders:
@@ -121,7 +122,9 @@ class Group:
     def measure(self, said: Callable[[str], None] = lambda what: None) -> list[Rows]:
         """Run all placements. Panels that take too long are `skipped`."""
         for placement in range(self._effort.placements):
+            before_copies = time.monotonic()
             calls = {key: self._copies(key) for key in self._built}
+            self._copying = time.monotonic() - before_copies
             for position, rows in enumerate(self.panels):
                 if placement == 0:
                     before = self.panels[position - 1] if position else None
@@ -130,13 +133,15 @@ class Group:
                     continue
                 said(f"{rows.m} rows, placement {placement + 1} of {self._effort.placements}")
                 self._visit(rows, calls)
+            del calls  # before the next copies are made: large layers fill the memory
         return self.panels
 
     def _why_not(self, rows: Rows, smaller: Rows | None) -> str:
         """Why a panel is not begun; empty when it is. What was left out before stays out."""
-        spent = time.monotonic() - self._started
-        if self._started + self._effort.placements * spent > self._deadline:
-            return "no time left"  # what was begun will take what there is
+        begun = sum(_REST * panel.rounds * panel.round_seconds for panel in self.panels)
+        rest = (self._effort.placements - 1) * (self._copying + begun)
+        if time.monotonic() + rest > self._deadline:
+            return "no time left"  # the other placements of what was begun will take it
         if smaller is None:
             return ""
         if smaller.skipped:

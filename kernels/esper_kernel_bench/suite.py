@@ -94,7 +94,8 @@ def contenders(layer: Layer, dtype: str, selection: Selection) -> list[Contender
     # templates are searched.
     if selection.compiled and (layer.kind != "linear" or selection.tuned):
         found.append(inductor(layer, DTYPES[dtype], selection.tuned))
-    return found + esper_ops.contenders(layer, selection.compressions, DTYPES[dtype])
+    ours = esper_ops.contenders(layer, selection.compressions, DTYPES[dtype], selection.device)
+    return found + ours
 
 
 def run(selection: Selection, said: Said) -> Findings:

@@ -13,6 +13,24 @@ _MARKS = {"FAST": "\N{BLACK UP-POINTING TRIANGLE}", "SLOW": "\N{BLACK DOWN-POINT
 _UNSURE = "\N{WHITE CIRCLE}"
 
 
+# What stands for the others on a page with little room.
+_MAP = (
+    "128:2:4x16",
+    "128:1:4x16",
+    "128:1:8x16",
+    "2:4",
+    "int8",
+    "128:1:4x16+int8",
+    "low-rank@0.25",
+)
+
+
+def short_map(cells: Sequence[Row]) -> list[dict[str, Any]]:
+    """The table against the fastest peer for linear layers and one pattern of each kind."""
+    linear = [c for c in cells if c["compression"] in _MAP and c["op"] != "gated_linear"]
+    return table(sorted(linear, key=lambda cell: _MAP.index(cell["compression"])), "best")
+
+
 def table(cells: Sequence[Row], against: str) -> list[dict[str, Any]]:
     """A row for each dtype, op and pattern, a column for each M: a mark and the mean ratio.
 

@@ -13,7 +13,6 @@ from math import exp, log1p
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from esper.gate.statistics import Array, Bootstrap, Rule, binomial_tail, bootstrap
 
@@ -44,15 +43,19 @@ class Verdict:
     bar: float
 
 
+def logs(samples: Samples) -> list[Array]:
+    """Natural logs of seconds, (rounds, 1) for each placement."""
+    return [np.log(np.asarray(some))[:, None] for some in samples]
+
+
 def log_ratios(other: Samples, own: Samples) -> list[Array]:
     """Natural logs of other / own in each round, (rounds, 1) for each placement."""
-    pairs = zip(other, own, strict=True)
-    return [(np.log(np.asarray(o)) - np.log(np.asarray(s)))[:, None] for o, s in pairs]
+    return [o - s for o, s in zip(logs(other), logs(own), strict=True)]
 
 
-def estimate(contrasts: Sequence[Array], seed: int = 1) -> Bootstrap:
+def estimate(contrasts: Sequence[Array]) -> Bootstrap:
     """The gate's bootstrap of the pooled median."""
-    return bootstrap(contrasts, RULE, RULE.alpha, seed)
+    return bootstrap(contrasts, RULE, RULE.alpha, seed=1)
 
 
 def noise(base: Samples, again: Samples) -> float:
@@ -68,18 +71,15 @@ def judge(other: Samples, own: Samples, noise: float = 0.0) -> Verdict:
     rounds = np.concatenate(contrasts)
     wins, losses = int((rounds > 0).sum()), int((rounds < 0).sum())
     ahead = wins if boot.estimate >= 0 else losses
-    return call(boot.estimate, boot.replicates, noise, binomial_tail(ahead, wins + losses))
+    lower, upper = (float(q) for q in np.quantile(boot.replicates, [RULE.alpha, RULE.confidence]))
+    return call(boot.estimate, lower, upper, noise, binomial_tail(ahead, wins + losses))
 
 
 def call(
-    centre: float,
-    replicates: npt.NDArray[np.float64],
-    noise: float,
-    p_sign: float | None = None,
+    centre: float, lower: float, upper: float, noise: float, p_sign: float | None = None
 ) -> Verdict:
-    """The verdict on a log ratio whose uncertainty is that of the replicates."""
+    """The verdict on a log ratio with its one-sided bounds."""
     bar = max(log1p(RULE.delta), noise)
-    lower, upper = (float(q) for q in np.quantile(replicates, [RULE.alpha, RULE.confidence]))
     sure = p_sign is None or p_sign < RULE.alpha
     outcome: Outcome = "AMBIGUOUS"
     if sure and lower > bar:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import torch
+import typer
 
 import esper
 from esper.cli import bench
@@ -164,6 +168,45 @@ def test_help_names_the_commands(capsys: Capture) -> None:
     text = capsys.readouterr().out
     assert "inspect" in text
     assert "bench" in text
+
+
+class Point:
+    """An entry point of a package that brings a suite."""
+
+    name = "speed"
+
+    def load(self) -> Callable[[Callable[[int], None]], Callable[..., None]]:
+        def make(done: Callable[[int], None]) -> Callable[..., None]:
+            def speed(fast: Annotated[bool, typer.Option("--fast")] = False) -> None:
+                """Time something."""
+                done(7 if fast else 8)
+
+            return speed
+
+        return make
+
+
+def test_packages_bring_suites(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: [Point()])
+    assert main(["bench", "speed", "--fast"]) == 7
+    assert main(["bench", "speed"]) == 8
+    assert main(["bench", "--help"]) == 0
+    assert "Time something." in capsys.readouterr().out
+    assert main(["bench", "sped"]) == 2
+    assert "did you mean 'speed'" in capsys.readouterr().err
+
+
+def test_installed_suites_need_no_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(esper, "__file__", str(tmp_path / "esper" / "__init__.py"))
+    assert main(["bench", "kernels", "--shapes", "nothing"]) == 2
+    assert "no layer of the table" in capsys.readouterr().err
+    for suite in ("gate", "e2e", "surgery"):
+        assert main(["bench", suite]) == 2
+        err = capsys.readouterr().err
+        assert "run this from a checkout" in err
+        assert_one_sentence(err)
 
 
 def test_benchmarks_run_in_a_checkout(

@@ -106,12 +106,15 @@ def test_the_document_holds_everything_and_survives_the_file(tmp_path: Path) -> 
     path.write_text(dumps(found))
     back = read(path)
     assert back == json.loads(json.dumps(found))
+    assert json.loads(path.read_text())["cells"]["columns"] == list(found["cells"][0])
     assert back["panels"][0]["absent"] == {"gone": "not installed"}
     assert back["panels"][0]["layers"] == ["toy/up", "toy/twin"]
     assert len(back["cells"]) == 2
     assert back["skipped"] == ["toy/up fp32 4096: no time left"]
     mine = next(c for c in back["panels"][0]["contenders"] if c["role"] == "esper")
-    assert [len(some) for some in mine["samples"]] == [6, 6, 6]
+    assert back["panels"][0]["rounds"] == [6, 6, 6]
+    assert mine["log"] == pytest.approx(np.log(2), abs=0.02)
+    assert 0 < mine["log_error"] < 0.02
 
 
 def test_pages_can_show_the_tables() -> None:
@@ -119,6 +122,7 @@ def test_pages_can_show_the_tables() -> None:
     text = readme.render(found)
     assert "| dtype | op | pattern | M=3 | M=40 |" in text
     assert re.search(r"\| fp32 \| vnm_linear \| 128:1:4x16 \| ▲ 1\.\d\d \| ▲ 1\.\d\d \|", text)
+    assert "128:1:4x16 | ▲ 1." in readme.render(found, {"table": "map"})
     assert "over dense" in readme.render(found, {"table": "by_pattern"})
 
 
