@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,12 +72,14 @@ def sparse(sizes: Sizes, dtype: torch.dtype) -> RunSparse:
     kept = torch.rand(groups, runs) < sizes.density
     mask = kept.repeat_interleave(sizes.rows, 0)[: sizes.outputs]
     mask = mask.repeat_interleave(sizes.run, 1)[:, : sizes.inputs]
-    return RunSparse.pack((dense(sizes.outputs, sizes.inputs) * mask).to(dtype), sizes.rows, sizes.run)
+    return RunSparse.pack(
+        (dense(sizes.outputs, sizes.inputs) * mask).to(dtype), sizes.rows, sizes.run
+    )
 
 
 def dense(outputs: int, inputs: int) -> Tensor:
     """A weight that keeps the size of what it multiplies."""
-    return torch.randn(outputs, inputs) / inputs**0.5
+    return torch.randn(outputs, inputs) / math.sqrt(inputs)
 
 
 def _bias(sizes: Sizes, dtype: torch.dtype) -> Tensor | None:

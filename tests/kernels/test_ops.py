@@ -67,9 +67,7 @@ def test_strides(problem: Problem) -> None:
     x, *weights = problem.arguments(Sizes(), torch.float32)
     spread = torch.randn(*x.shape[:-1], 2 * x.shape[-1])[..., ::2]
     turned = torch.randn(x.mT.shape).mT
-    apart = [
-        torch.stack([t, t], -1)[..., 0] if isinstance(t, Tensor) else t for t in weights
-    ]
+    apart = [torch.stack([t, t], -1)[..., 0] if isinstance(t, Tensor) else t for t in weights]
     for strided in (spread, turned):
         agree(problem.op(strided, *apart), problem.reference(strided, *weights))
 
@@ -91,8 +89,8 @@ def test_few_samples(problem: Problem, samples: int) -> None:
     found, expected = problem.op(*arguments), problem.reference(*arguments)
     agree(found, expected)
     leaves = [arguments[position] for position in problem.trains]
-    ours = torch.autograd.grad(sum(t.square().sum() for t in outputs(found)), leaves)
-    theirs = torch.autograd.grad(sum(t.square().sum() for t in outputs(expected)), leaves)
+    ours = torch.autograd.grad([t.square().sum() for t in outputs(found)], leaves)
+    theirs = torch.autograd.grad([t.square().sum() for t in outputs(expected)], leaves)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
@@ -127,6 +125,20 @@ def test_gradients_in_narrow_types(problem: Problem, dtype: torch.dtype) -> None
         assert one.dtype == dtype
         error = (one.double() - other).norm() / other.norm()
         assert error < {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+
+
+@EACH
+@pytest.mark.parametrize("samples", [1, 6])
+def test_results_share_no_memory(problem: Problem, samples: int) -> None:
+    arguments = problem.arguments(Sizes(samples=samples), torch.float32)
+    found = outputs(problem.op(*arguments))
+    given = [t for t in arguments if isinstance(t, Tensor)]
+    before = [t.clone() for t in given]
+    storages = [t.untyped_storage().data_ptr() for t in (*found, *given)]
+    assert len(set(storages)) == len(storages)
+    for result in found:
+        result.fill_(7)
+    assert all(torch.equal(one, other) for one, other in zip(given, before, strict=True))
 
 
 @EACH

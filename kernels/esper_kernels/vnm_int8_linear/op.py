@@ -19,7 +19,7 @@ from esper_kernels.arguments import (
     flat,
     untrained,
 )
-from esper_kernels.define import define
+from esper_kernels.define import define, differentiate
 from esper_kernels.vnm_int8_linear import cpu
 
 _NAME = "esper::vnm_int8_linear"
@@ -126,5 +126,5 @@ def _backward_of_x(ctx: Any, onto: Tensor) -> tuple[Tensor | None, ...]:
     return dgrad, None, None, None, None, None, None
 
 
-vnm_int8_linear.register_autograd(_backward, setup_context=_save)
-backward_x.register_autograd(_backward_of_x, setup_context=_save_x)
+differentiate(vnm_int8_linear, _backward, _save)
+differentiate(backward_x, _backward_of_x, _save_x)
