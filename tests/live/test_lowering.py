@@ -74,7 +74,7 @@ def test_training_packed_is_training_behind_the_mask(name: str, network: Model) 
     submit(packed[0], MASK, LOWER)
     submit(masked[0], MASK)
     assert packed[0].model.get_parameter(WEIGHT) is parameter
-    # Averages over rows and columns know only of what is kept; signs of gradients of rounding differ.
+    # Averages over rows and columns know of what is kept only; signs are those of rounding.
     if name not in ("adafactor", "rprop"):
         losses = [train(*run, 4) for run in (packed, masked)]
         torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-9, atol=1e-12)
@@ -122,7 +122,7 @@ def test_averages_keep_the_runs_of_the_live_model(network: Model) -> None:
     inner = average.module
     assert torch.equal(
         inner.tensor(f"{WEIGHT}_index"),
-        session.model.tensor(f"{WEIGHT}_index"),  # type: ignore[arg-type, operator]
+        session.model.tensor(f"{WEIGHT}_index"),  # type: ignore[arg-type]
     )
     x = batch(generator)[0]
     oracle.close(inner.eval()(x), masked.eval()(x), "average")

@@ -280,7 +280,7 @@ def test_every_form_of_a_layer_competes() -> None:
 def test_sparse_integers_compose(fought: Any) -> None:
     fought(lambda contest: WIN)
     model, context = mlp(sparse=False)
-    text = "sparsify{pattern=8x4 only=down.*},quantize{mode=weight-int8 least=1 only=down.*},"
+    text = "sparsify{pattern=8:1:2x4 only=down.*},quantize{mode=weight-int8 least=1 only=down.*},"
     result = esper.optimize(model, text + "lower-kernels")
     types_ = [r.proposal.type for r in result.committed if r.proposal]
     assert types_ == ["set-mask", "fold-mask", "quantize-layers", "lower-gated-mlp",
