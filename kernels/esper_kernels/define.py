@@ -7,7 +7,8 @@ with arguments (a test makes it here), and an import of the compiler before the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +21,11 @@ from esper_kernels.on_gpu import triton_of
 
 
 def define(
-    name: str, shape: Callable[..., Any], compute: Callable[..., Any], cpu: ModuleType
+    name: str,
+    shape: Callable[..., Any],
+    compute: Callable[..., Any],
+    cpu: ModuleType,
+    devices: Sequence[str] = ("cpu", "cuda"),
 ) -> OpOverload[..., Any]:
     """The operator `esper::name`, opaque to compilers and exporters.
 
@@ -31,10 +36,11 @@ def define(
         compute: `compute(kernels, *arguments)` is the operator with the functions of one device,
             for a first argument that is not empty. Where it is, the result is zero or empty.
         cpu: those functions for a CPU. For CUDA they are in `triton`, in the same folder.
+        devices: where the operator runs.
     """
     folder, full = cpu.__name__.split(".")[-2], f"esper::{name}"
 
-    def call(kernels: Callable[[], ModuleType], arguments: tuple[Any, ...]) -> Any:
+    def call(kernels: Callable[[], ModuleType], *arguments: Any) -> Any:
         blank = shape(*arguments)
         if arguments[0].numel() == 0:
             return blank.zero_() if isinstance(blank, Tensor) else tuple(t.zero_() for t in blank)
@@ -42,8 +48,9 @@ def define(
 
     schema = infer_schema(shape, mutates_args=())
     torch.library.define(full, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(full, "cpu", lambda *arguments: call(lambda: cpu, arguments))
-    torch.library.impl(full, "cuda", lambda *arguments: call(lambda: triton_of(folder), arguments))
+    kernels = {"cpu": lambda: cpu, "cuda": lambda: triton_of(folder)}
+    for device in devices:
+        torch.library.impl(full, device, partial(call, kernels[device]))
     torch.library.register_fake(full, shape)
     operator: OpOverload[..., Any] = getattr(torch.ops.esper, name).default
     return operator

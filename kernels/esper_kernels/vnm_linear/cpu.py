@@ -13,11 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from esper_kernels.gathering import gather_columns, gather_rows, pieces, whole_runs
+from esper_kernels.gathering import PIECE, gather_columns, gather_rows, pieces, whole_runs
 from esper_kernels.prepacked import Prepacked, keeps
 
 _FEW = 8  # samples below which the transposed weight is read where it lies
 _MANY = 128  # samples from which two-byte types are multiplied by samples
+_TWO_BYTE_PIECE = 8 << 20  # bytes gathered at once where calls cost more than caches save
 _SECTOR = 16  # bytes in a run below which gathering from rows copies single numbers
 
 
@@ -50,7 +51,8 @@ def _samples(x: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -> T
         weight = _turned(values, full, rows)
     else:
         weight = values[: full * rows].view(full, rows, values.shape[1]).transpose(1, 2)
-    for piece in pieces(full, samples * values.shape[1] * x.element_size()):
+    size = samples * values.shape[1] * x.element_size()
+    for piece in pieces(full, size, PIECE if x.element_size() > 2 else _TWO_BYTE_PIECE):
         gathered = gather_rows(x, index[piece], run)
         onto = out[:, piece.start * rows : piece.stop * rows]
         if len(gathered) == 1:
