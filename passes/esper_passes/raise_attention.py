@@ -85,9 +85,8 @@ def _plain(node: fx.Node, stored: list[str]) -> tuple[Origin, ...]:
 def _sizes(insert: Inserter, x: fx.Node) -> list[Any]:
     """Batch and sequence: the first that is not fixed follows, another is read off the input."""
     sizes: list[Any] = list(x.meta["val"].shape[:2])
-    first, *more = [dim for dim in (0, 1) if not isinstance(sizes[dim], int)] or [None]
-    if first is not None:
-        sizes[first] = -1
-    for dim in more:
-        sizes[dim] = insert.call(aten.sym_size.int, (Ref(x.name), dim), f"{x.name}_size")
+    symbols = [dim for dim in (0, 1) if not isinstance(sizes[dim], int)]
+    for number, dim in enumerate(symbols):
+        read = (aten.sym_size.int, (Ref(x.name), dim), f"{x.name}_size")
+        sizes[dim] = insert.call(*read) if number else -1
     return sizes

@@ -321,7 +321,7 @@ def test_parameters_that_train_otherwise_are_not_joined(how: str, attention: Mod
     model = copy.deepcopy(attention)
     parameters = dict(model.named_parameters())
     key = parameters.pop("k.weight")
-    groups = [{"params": list(parameters.values())}, {"params": [key], "lr": 0.5}]
+    groups: Any = [{"params": list(parameters.values())}, {"params": [key], "lr": 0.5}]
     if how != "another group":
         groups = [{"params": [*parameters.values(), key]}]
     session = esper.Session(model, torch.optim.AdamW(groups, lr=0.01))

@@ -147,7 +147,11 @@ def test_a_gradient_that_is_missing_is_zero() -> None:
     Applier(model, journal).apply(plan)
     grad = model.get_parameter("q.weight").grad
     assert grad is not None
-    assert [float(part.sum()) for part in grad.split(WIDTH)] == [0.0, float(k.numel()), 0.0]
+    assert [float(grad[i : i + WIDTH].sum()) for i in range(0, 3 * WIDTH, WIDTH)] == [
+        0.0,
+        float(k.numel()),
+        0.0,
+    ]
     journal.roll_back()
     same_state(model, model_of(bias=False))
     assert model.get_parameter("q.weight").grad is None
