@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +21,7 @@ from esper.ir.ecology import Immunity, SlotLife, Sparsity
 from esper.ir.modes import set_path
 from esper.ir.origin import set_origin
 from esper.plan import Edit, Insert, Plan, Ref, ReplaceUses, Retarget, SetArg, SetLife
-from esper.state import Create, Drop, Move, Op, Rearrange, Replace
+from esper.state import Create, Drop, Join, Move, Op, Part, Rearrange, Replace
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -56,8 +56,9 @@ class Moved:
         name: the tensor's first name.
         op: the operation.
         before, after: the tensor objects: the same one where only its storage changed, None for
-            what did not exist or no longer does.
+            what did not exist or no longer does; before a part, what it is a part of.
         shape: sizes before.
+        others: tensors that were joined behind it.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Moved:
     before: torch.Tensor | None
     after: torch.Tensor | None
     shape: tuple[int, ...] = ()
+    others: tuple[torch.Tensor, ...] = ()
 
 
 class Follower(Protocol):
@@ -122,14 +124,23 @@ class Applier:
         if isinstance(op, Create):
             self.moved.append(Moved(name, op, None, self._create(name, op)))
             return
-        tensor = self._model.tensor(name)
+        tensor = self._model.tensor(op.source if isinstance(op, Part) else name)
         shape = () if tensor is None else tuple(tensor.shape)
         after: torch.Tensor | None = None
         if tensor is None:
             raise KeyError(f"the plan names a tensor that does not exist: {name}")
+        if isinstance(op, Part):
+            part = self._part(name, tensor, op)
+            self.moved.append(Moved(name, op, tensor, part, shape))
+            return
+        others: tuple[torch.Tensor, ...] = ()
         if isinstance(op, Rearrange):
             self._rearrange(name, op)
-        if isinstance(op, Drop):
+        if isinstance(op, Join):
+            others = tuple(self._others(op))
+            self._join(tensor, op, others)
+            after = tensor
+        elif isinstance(op, Drop):
             self._drop(tensor)
             self._sweep(name.rpartition(".")[0])
         elif isinstance(tensor, torch.nn.Parameter) and _keeps_type(tensor, op):
@@ -137,22 +148,52 @@ class Applier:
             after = tensor
         else:
             after = self._rebind(tensor, op)
-        self.moved.append(Moved(name, op, tensor, after, shape))
+        self.moved.append(Moved(name, op, tensor, after, shape, others))
 
     def _parameter(self, parameter: torch.nn.Parameter, op: Move) -> None:
         """New storage in the same object, so optimizers stay bound; the gradient follows."""
-        data, grad = parameter.data, parameter.grad
+        grad = parameter.grad
+        follows = grad is not None and not isinstance(op, Replace)
+        shadow = op.shadow(grad) if grad is not None and follows else None
+        self._store(parameter, op(parameter.data), shadow)
+
+    def _join(self, tensor: torch.Tensor, op: Join, others: tuple[torch.Tensor, ...]) -> None:
+        """The gradients of all follow; one that is missing is zero."""
+        every = (tensor, *others)
+        grads = None
+        if any(each.grad is not None for each in every):
+            grads = op.of([torch.zeros_like(t) if t.grad is None else t.grad for t in every])
+        self._store(tensor, op.of([each.data for each in every]), grads)
+
+    def _store(
+        self, parameter: torch.Tensor, value: torch.Tensor, grad: torch.Tensor | None
+    ) -> None:
+        data, before = parameter.data, parameter.grad
 
         def undo() -> None:
             parameter.grad = None
             set_data(parameter, data)
-            parameter.grad = grad
+            parameter.grad = before
 
         self._journal.add(undo)
         parameter.grad = None
-        set_data(parameter, op(data))
-        if grad is not None and not isinstance(op, Replace):
-            parameter.grad = op.shadow(grad)
+        set_data(parameter, value)
+        parameter.grad = grad
+
+    def _others(self, op: Join) -> Iterator[torch.Tensor]:
+        for name in op.others:
+            other = self._model.tensor(name)
+            if other is None:
+                raise KeyError(f"the plan joins a tensor that does not exist: {name}")
+            yield other
+
+    def _part(self, name: str, source: torch.Tensor, op: Part) -> torch.Tensor:
+        trainable = isinstance(source, torch.nn.Parameter)
+        part = self._create(name, Create(op(source.detach()), trainable))
+        part.requires_grad_(source.requires_grad)
+        if source.grad is not None:
+            part.grad = op(source.grad)
+        return part
 
     def _rebind(self, tensor: torch.Tensor, op: Move) -> torch.Tensor:
         """Buffers, and parameters that change dtype, become new objects under every name."""
@@ -369,7 +410,7 @@ def _place(life: SlotLife | Immunity | Sparsity | None) -> str:
     return life.input if isinstance(life, SlotLife) else ""
 
 
-def set_data(parameter: torch.nn.Parameter, data: torch.Tensor) -> None:
+def set_data(parameter: torch.Tensor, data: torch.Tensor) -> None:
     """Give a parameter other storage, of another shape, whatever graphs still hold it.
 
     A loss that the caller keeps holds the parameter's gradient accumulator, which remembers the

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -193,6 +193,46 @@ class Rearrange:
 
 
 @dataclass(frozen=True)
+class Join:
+    """Take other tensors behind itself along the first dim; the plan drops those.
+
+    Attributes:
+        others: their names, in order.
+    """
+
+    others: tuple[str, ...]
+
+    def of(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """All of them as one, the tensor itself first."""
+        return torch.cat(list(tensors))
+
+    def text(self) -> str:
+        """Deterministic text."""
+        return f"join {', '.join(self.others)}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor that did not exist: positions of another along the first dim, and their past.
+
+    Attributes:
+        source: name of the other, which a plan changes after this.
+        start, stop: the positions.
+    """
+
+    source: str
+    start: int
+    stop: int
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[self.start : self.stop].clone()
+
+    def text(self) -> str:
+        """Deterministic text."""
+        return f"part {self.source} {self.start}:{self.stop}"
+
+
+@dataclass(frozen=True)
 class Create:
     """A tensor that did not exist."""
 
@@ -215,7 +255,7 @@ class Drop:
 
 
 Move = Select | Grow | Patch | Replace | Forget | Rearrange  # operations on a tensor that stays
-Op = Move | Create | Drop
+Op = Move | Join | Part | Create | Drop
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import esper
 from esper.engine import Engine, with_ratio
 from esper.errors import UsageError
 from esper.instruments.base import Instrument
+from esper.ir.kernels import kernel
 from esper.ir.model import Model
 from esper.judge import Judge, Judgement
 from esper.manager import PassManager
@@ -311,6 +312,52 @@ def test_without_a_gate_everything_is_applied() -> None:
     records = run(made, "cut-one")
     assert cut_axes(made.model) == {0, 1, 2, 3}
     assert {r.code for r in records} == {"not-measured"}
+
+
+# -- what is prepared and what makes use of it -----------------------------------------------------
+
+SPARSE = "sparsify{pattern=8:1:2},lower-kernels{choose=all}"
+
+
+def lowered(model: Model) -> set[str]:
+    """Nodes that call a kernel."""
+    return {node.name for node in model.graph.nodes if kernel(node.target) is not None}
+
+
+def zeros(model: Model) -> set[str]:
+    """Weights that hold zeros, as a dense model would have them."""
+    return {name for name, p in model.named_parameters() if not p.detach().all()}
+
+
+def test_a_weight_is_kept_sparse_only_where_a_kernel_pays() -> None:
+    paying = {"linear_1", "linear_3"}
+
+    def decide(baseline: Model, candidate: Model) -> Judgement:
+        new = lowered(candidate) - lowered(baseline)
+        return YES if new and new <= paying else NO
+
+    made = engine(FakeJudge(decide), max_trials=100)
+    for unit in units(parse(SPARSE)):
+        made.run_unit(unit)
+    assert lowered(made.model) == paying
+    assert zeros(made.model) == set()
+    shapes = {n: tuple(p.shape) for n, p in made.model.named_parameters() if p.ndim > 1}
+    assert {n for n, shape in shapes.items() if shape == (8, 4)} == {
+        "hidden.0.weight",
+        "hidden.2.weight",
+    }
+    kept = [r.proposal.type for r in made.records if r.kind == "passed" and r.proposal]
+    assert kept == ["set-mask", "fold-mask", "lower-linear"] * 2
+
+
+def test_what_nothing_made_use_of_is_refused_at_once() -> None:
+    judge = FakeJudge(pays(set()))
+    made = engine(judge, max_trials=100)
+    for unit in units(parse("sparsify{pattern=8:1:2},lower-kernels{only=nothing}")):
+        made.run_unit(unit)
+    assert len(judge.asked) == 1
+    assert zeros(made.model) == set()
+    assert {r.code for r in made.records if r.proposal} == {"gate-reject"}
 
 
 # -- quality and finetuning ----------------------------------------------------------------------

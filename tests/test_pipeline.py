@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from esper._options import options
 from esper.errors import UsageError
-from esper.passbase import Pass, passes
+from esper.passbase import Aim, Pass, passes
 from esper.pipeline import PRESETS, Item, Pipeline, describe, parse, preset, units
 from esper_passes.repeat import Repeat
 
@@ -63,7 +63,19 @@ class Tidy(Pass):
     aim = "cleanup"
 
 
-TABLE: Mapping[str, type[Pass]] = {p.name: p for p in (Cut, Need, Tidy, Repeat)}
+@dataclass(frozen=True)
+class Ready(Pass):
+    """Makes ready, unless it is told to be fast."""
+
+    name: ClassVar[str] = "ready"
+    aim = "prepare"
+    fast: bool = field(default=False, metadata={"doc": "be judged by itself"})
+
+    def judged_as(self) -> Aim:
+        return "speed" if self.fast else self.aim
+
+
+TABLE: Mapping[str, type[Pass]] = {p.name: p for p in (Cut, Need, Tidy, Ready, Repeat)}
 
 
 def read(text: str) -> Pipeline:
@@ -172,7 +184,7 @@ def test_any_text_parses_or_complains(text: str) -> None:
     ("text", "message", "under"),
     [
         ("cutt", "unknown pass 'cutt'; did you mean 'cut'?", "cutt"),
-        ("tidy,zzzzz", "unknown pass 'zzzzz'; known are cut, need, tidy, repeat", "zzzzz"),
+        ("tidy,zzzzz", "unknown pass 'zzzzz'; known are cut, need, tidy, ready, repeat", "zzzzz"),
         ("repeat(tyd)", "unknown pass 'tyd'; did you mean 'tidy'?", "tyd"),
         ("cut{ration=1}", "unknown option 'ration' of cut; did you mean 'ratio'?", "ration"),
         ("cut{per_layer=true}", "of cut; did you mean 'per-layer'?", "per_layer"),
@@ -296,6 +308,15 @@ def test_items_are_checked_in_python_too() -> None:
         ("repeat(cut,tidy),tidy", ["repeat(cut,tidy),tidy"]),
         ("cut,repeat(need{what=1})", ["cut,repeat(need{what=1})"]),
         ("repeat(tidy),cut", ["repeat(tidy),cut"]),
+        ("ready,cut", ["ready,cut"]),
+        ("cut,ready", ["cut", "ready"]),
+        ("cut,ready,cut", ["cut", "ready,cut"]),
+        ("ready,tidy,ready,cut", ["ready,tidy,ready,cut"]),
+        ("cut,tidy,ready", ["cut", "tidy,ready"]),
+        ("cut,ready,need{what=1},cut", ["cut", "ready,need{what=1},cut"]),
+        ("cut,ready,need{what=1},need{what=2}", ["cut", "ready,need{what=1},need{what=2}"]),
+        ("repeat(ready),cut", ["repeat(ready),cut"]),
+        ("ready{fast=true},cut", ["ready{fast=true}", "cut"]),
     ],
 )
 def test_units(text: str, expected: list[str]) -> None:
@@ -311,6 +332,8 @@ def test_unit_aim_and_steps() -> None:
     assert names == ["tidy", *["cut", "need", "need"] * 2]
     assert units(read("tidy,need{what=1}"))[0].aim == "repair"
     assert units(read("tidy"))[0].aim == "cleanup"
+    assert units(read("tidy,ready"))[0].aim == "prepare"
+    assert units(read("ready,need{what=1}"))[0].aim == "repair"
 
 
 def test_every_preset_parses_with_the_installed_passes() -> None:
@@ -341,4 +364,5 @@ def test_describe() -> None:
     assert "  target-speedup = a number (0.3 or 30%) or none; default none" in text
     assert "  what = one of 1, 2, many; required" in describe(Need)
     assert describe(Tidy).endswith("no options")
+    assert "prepare: no faster by itself" in describe(Ready)
     assert "combinator of inner passes" in describe(Repeat)

@@ -7,7 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.state import Create, Drop, Op, Rearrange, Replace, Select, StateTransform, digest
+from esper.state import (
+    Create,
+    Drop,
+    Join,
+    Op,
+    Part,
+    Rearrange,
+    Replace,
+    Select,
+    StateTransform,
+    digest,
+)
 
 
 def test_select_keeps_positions_in_order_and_dtype() -> None:
@@ -104,6 +115,11 @@ DIFFERENT: list[Op] = [
     Rearrange(TURN.source, (None, 0)),
     Rearrange(TURN.source.flatten(), (None,)),
     Rearrange(TURN.source.flip(0), (1, 0)),
+    Join(("a",)),
+    Join(("a", "b")),
+    Part("a", 0, 1),
+    Part("a", 0, 2),
+    Part("b", 0, 1),
     Create(torch.zeros(2), trainable=True),
     Create(torch.zeros(2), trainable=False),
     Drop(),
@@ -136,3 +152,13 @@ def test_digest_is_of_the_content(tensor: torch.Tensor) -> None:
 
 def test_digest_of_a_parameter_needs_no_gradient() -> None:
     assert digest(torch.nn.Parameter(torch.ones(2))) == digest(torch.ones(2))
+
+
+def test_tensors_are_joined_and_parted() -> None:
+    a, b, c = (torch.randn(n, 3) for n in (2, 1, 4))
+    joined = Join(("b", "c")).of([a, b, c])
+    assert torch.equal(joined, torch.cat([a, b, c]))
+    part = Part("a", 2, 3)(joined)
+    assert torch.equal(part, b)
+    part.zero_()
+    assert torch.equal(joined[2:3], b)  # memory of its own

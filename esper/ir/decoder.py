@@ -185,10 +185,16 @@ def _node(
 
 
 def _origin(call: Any) -> Origin:
-    name, op, reads, module, source = _list(call)
+    name, op, reads, module, source, tensors = _list(call)
     codec.decode_target(op)
-    names = tuple(codec.identifier(read) for read in _list_of(reads, str, "origins"))
-    return Origin(codec.identifier(name), op, names, codec.text(module), codec.text(source))
+    return Origin(
+        codec.identifier(name),
+        op,
+        tuple(codec.identifier(read) for read in _list_of(reads, str, "origins")),
+        codec.text(module),
+        codec.text(source),
+        tuple(codec.tensor_name(tensor) for tensor in _list_of(tensors, str, "origins")),
+    )
 
 
 def _list(value: Any) -> list[Any]:

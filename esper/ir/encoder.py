@@ -67,7 +67,9 @@ def _node(model: Model, node: fx.Node) -> dict[str, Any]:
                 for path, (off, on) in node.meta["modes"].items()
             ]
         if origin := origin_of(node):
-            facts["origin"] = [[*call[:2], list(call.reads), *call[3:]] for call in origin]
+            facts["origin"] = [
+                [*call[:2], list(call.reads), *call[3:5], list(call.tensors)] for call in origin
+            ]
         value = node.meta.get("val")
         facts["value"] = describe(value)
         if node.op == "placeholder":

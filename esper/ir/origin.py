@@ -17,6 +17,7 @@ class Origin(NamedTuple):
         op: the op's name, as `esper.ir.codec.encode_target` writes it.
         reads: names of those of the calls before it that it reads, in the order of its arguments.
         module, source: where it stood in the original code.
+        tensors: names of tensors that it read and that are no more.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Origin(NamedTuple):
     reads: tuple[str, ...] = ()
     module: str = ""
     source: str = ""
+    tensors: tuple[str, ...] = ()
 
 
 def origin_of(node: fx.Node) -> tuple[Origin, ...]:

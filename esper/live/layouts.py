@@ -85,6 +85,31 @@ def dims_of(
     )
 
 
+def join(
+    states: Sequence[torch.Tensor], dims: Sequence[int], shapes: Sequence[tuple[int, ...]]
+) -> torch.Tensor:
+    """State tensors of parameters that are joined along their first dim, as one.
+
+    Args:
+        states: one for each parameter, not changed.
+        dims: from `dims_of`, the same for all.
+        shapes: the parameters' sizes.
+
+    Raises:
+        UsageError: they have no dims and are not equal, as step counts of parameters that took
+            different numbers of steps.
+    """
+    first = states[0]
+    if not dims and any(not torch.equal(first, other) for other in states[1:]):
+        raise UsageError("parameters that took different numbers of steps are not joined")
+    if not dims or 0 not in dims:
+        return torch.stack(list(states)).mean(0).to(first.dtype)
+    at = list(dims).index(0)
+    if any(s.shape[at] != shape[0] for s, shape in zip(states, shapes, strict=True)):
+        return torch.stack(list(states)).mean(0)  # one number stands for the whole dimension
+    return torch.cat(list(states), at)
+
+
 def follow(
     op: Move,
     key: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import torch
 from esper.errors import BoundaryError
 from esper.live import layouts
 from esper.live.policy import StatePolicy
-from esper.state import Create, Drop
+from esper.state import Create, Drop, Join, Part, Select
 
 if TYPE_CHECKING:
     from esper.apply import Journal, Moved
@@ -92,6 +93,8 @@ class OptimizerFollower:
             elif isinstance(op, Drop):
                 assert before is not None
                 self._leave(before, journal)
+            elif isinstance(op, Part):
+                self._split(move, op, journal)
             else:
                 assert before is not None
                 assert after is not None
@@ -103,6 +106,8 @@ class OptimizerFollower:
     ) -> None:
         states = self.optimizer.state
         old = states.get(before)
+        if old is None and any(other in states for other in move.others):
+            raise _unlike(move)
         if old is not None:
             journal.add(partial(states.__setitem__, before, old))
             new = self._state(move, old) or self._fresh(after, self._group(before))
@@ -120,12 +125,49 @@ class OptimizerFollower:
                         journal.add(partial(params.__setitem__, index, before))
                         params[index] = after
 
+    def _split(self, move: Moved, op: Part, journal: Journal) -> None:
+        """A part of a parameter joins its group and inherits its share of the state."""
+        source, part = move.before, move.after
+        assert source is not None
+        assert part is not None
+        index = next((i for i, g in enumerate(self.optimizer.param_groups) if _in(source, g)), None)
+        if index is None:
+            journal.add(partial(self._left_out.discard, move.name))
+            self._left_out.add(move.name)
+            return
+        self._enter(move.name, part, index, journal)
+        old = self.optimizer.state.get(source)
+        if old is not None:
+            positions = Select(0, tuple(range(op.start, op.stop)))
+            state = self._state(replace(move, op=positions), old)
+            if state is not None:
+                journal.add(partial(self.optimizer.state.pop, part, None))
+                self.optimizer.state[part] = {key: _own(value) for key, value in state.items()}
+
+    def _joined(self, move: Moved, old: dict[str, Any]) -> dict[str, Any]:
+        """The states of all that are joined, as one."""
+        group, states = self._group(move.before), [old]  # type: ignore[arg-type]
+        for other in move.others:
+            state = self.optimizer.state.get(other)
+            if state is None or state.keys() != old.keys() or not _in(other, group):
+                raise _unlike(move)
+            states.append(state)
+        shapes = [move.shape, *(tuple(other.shape) for other in move.others)]
+        new = dict(old)
+        for key, value in old.items():
+            if isinstance(value, torch.Tensor):
+                dims = layouts.dims_of(self.optimizer, key, value, move.shape)
+                new[key] = layouts.join([state[key] for state in states], dims, shapes)
+        return new
+
     def _state(self, move: Moved, old: dict[str, Any]) -> dict[str, Any] | None:
         """The state after one operation; None where it starts anew."""
         op = move.op
-        assert not isinstance(op, (Create, Drop))
+        assert not isinstance(op, (Create, Drop, Part))
         if self.policy.moments == "zero":
             return None
+        if isinstance(op, Join):
+            return self._joined(move, old)
         how, shape = self.policy.moments, move.shape
 
         def followed(key: str, value: Any) -> Any:
@@ -148,28 +190,27 @@ class OptimizerFollower:
         return any(held is parameter for held in self.parameters())
 
     def _group(self, parameter: torch.Tensor) -> dict[str, Any]:
-        return next(
-            group
-            for group in self.optimizer.param_groups
-            if any(held is parameter for held in group["params"])
-        )
+        return next(group for group in self.optimizer.param_groups if _in(parameter, group))
 
     def _join(self, name: str, parameter: torch.Tensor, journal: Journal) -> None:
         groups = self.optimizer.param_groups
         index = (self._group_of or self._likest)(name, parameter)
         if not 0 <= index < len(groups):
             raise BoundaryError(f"group_of put {name} into group {index} of {len(groups)}")
-        group = groups[index]
+        self._enter(name, parameter, index, journal)
+        fresh = self._fresh(parameter, groups[index])
+        if fresh is not None:
+            journal.add(partial(self.optimizer.state.pop, parameter, None))
+            self.optimizer.state[parameter] = fresh
+
+    def _enter(self, name: str, parameter: torch.Tensor, index: int, journal: Journal) -> None:
+        group = self.optimizer.param_groups[index]
         params, names = group["params"], group.get("param_names")
         journal.add(params.pop)
         params.append(parameter)
         if names is not None:
             journal.add(names.pop)
             names.append(name)
-        fresh = self._fresh(parameter, group)
-        if fresh is not None:
-            journal.add(partial(self.optimizer.state.pop, parameter, None))
-            self.optimizer.state[parameter] = fresh
 
     def _likest(self, name: str, parameter: torch.Tensor) -> int:
         def alike(group: dict[str, Any]) -> tuple[int, int]:
@@ -194,3 +235,19 @@ class OptimizerFollower:
                         journal.add(partial(names.insert, index, names[index]))
                         del names[index]
                     break
+
+
+def _unlike(move: Moved) -> BoundaryError:
+    return BoundaryError(
+        f"{move.name} is joined with parameters that the optimizer treats otherwise: they are in "
+        "another group, or have not been stepped alike"
+    )
+
+
+def _in(parameter: torch.Tensor, group: dict[str, Any]) -> bool:
+    return any(held is parameter for held in group["params"])
+
+
+def _own(value: Any) -> Any:
+    """A state value that shares nothing with another's."""
+    return value.clone() if isinstance(value, torch.Tensor) else value

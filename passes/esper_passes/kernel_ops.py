@@ -22,10 +22,13 @@ KERNELS: Mapping[Any, Kernel] = MappingProxyType(
             _MODULE, rules.runs_linear(index=2, scale=None, bias=3), checks.runs(index=2, run=5)
         ),
         ops.int8_linear.default: Kernel(_MODULE, rules.int8_linear, checks.scale(2)),
-        ops.vnm_int8_linear.default: Kernel(
-            _MODULE,
-            rules.runs_linear(index=3, scale=2, bias=4),
-            checks.both(checks.runs(index=3, run=6), checks.scale(2)),
+        **dict.fromkeys(
+            (ops.vnm_int8_linear.default, ops.vnm_dynamic_linear.default),
+            Kernel(
+                _MODULE,
+                rules.runs_linear(index=3, scale=2, bias=4),
+                checks.both(checks.runs(index=3, run=6), checks.scale(2)),
+            ),
         ),
         ops.gated_linear.default: Kernel(
             _MODULE,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from esper.passbase import Context, Pass, Proposals, Remark
 from esper.plan import Refusal
 from esper.propose import ProposalBase
+from esper_passes.attention_contest import attention_contest
 from esper_passes.contest import Contest
 from esper_passes.example_sizes import ExampleSizes
 from esper_passes.gated_contest import gated_contest
@@ -59,7 +60,7 @@ class LowerKernels(Pass):
             return
         sizes = ExampleSizes(model, context.inputs)
         found = 0
-        for find in (gated_contest, low_rank_contest, linear_contest):
+        for find in (gated_contest, attention_contest, low_rank_contest, linear_contest):
             for name in list(model.nodes):
                 node = model.nodes.get(name)
                 contest = None if node is None else find(model, node, sizes)

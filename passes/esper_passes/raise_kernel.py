@@ -17,6 +17,7 @@ from esper.plan import Plan, Refusal
 from esper.propose import RaiseKernel
 from esper_passes.kernel_ops import ops as kernels
 from esper_passes.lower_low_rank import raise_low_rank
+from esper_passes.raise_attention import raise_attention
 from esper_passes.raise_gated import raise_gated
 from esper_passes.raise_linear import raise_linear
 
@@ -30,6 +31,7 @@ _RAISES: dict[Any, Callable[[Model, RaiseKernel, fx.Node], Plan]] = {
     kernels.vnm_int8_linear.default: raise_linear,
     kernels.gated_linear.default: raise_gated,
     kernels.low_rank_linear.default: raise_low_rank,
+    kernels.attention_projections.default: raise_attention,
 }
 
 

@@ -42,7 +42,7 @@ class RandomWeight:
         values, scale = torch.randn(outputs, width, **new), None
         if layer.scale is not None:
             values = torch.randint(-127, 128, values.shape, device=value.device, dtype=torch.int8)
-            scale = torch.rand(outputs, device=value.device).add_(0.5)
+            scale = torch.rand(outputs, device=value.device).add_(0.5).div_(127)
         stored = values
         if index is not None:
             index = index.to(value.device)

@@ -13,11 +13,20 @@ import esper
 from esper.ir.model import Model
 from esper.live.checkpoint import capture_optimizer
 from esper.passbase import Context, Remark
-from esper.propose import FoldMask, LowerLinear, ProposalBase, PruneUnits, RaiseKernel, SetMask
+from esper.propose import (
+    FoldMask,
+    LowerAttentionProjections,
+    LowerLinear,
+    ProposalBase,
+    PruneUnits,
+    RaiseKernel,
+    SetMask,
+)
 from esper_passes.lower_kernels import LowerKernels
 from esper_passes.raise_kernels import RaiseKernels
 from tests import oracle
 from tests.live.training import OPTIMIZERS, batch, step, traced
+from tests.passes.attention_models import Attention
 
 WEIGHT, NODE = "block.0.weight", "linear_1"
 MASK = SetMask(tensor=WEIGHT, pattern="4:1:2")
@@ -74,7 +83,7 @@ def test_training_packed_is_training_behind_the_mask(name: str, network: Model) 
     submit(packed[0], MASK, LOWER)
     submit(masked[0], MASK)
     assert packed[0].model.get_parameter(WEIGHT) is parameter
-    # Averages over rows and columns know only of what is kept; signs of gradients of rounding differ.
+    # Averages over rows and columns know of what is kept only; signs are those of rounding.
     if name not in ("adafactor", "rprop"):
         losses = [train(*run, 4) for run in (packed, masked)]
         torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-9, atol=1e-12)
@@ -122,7 +131,7 @@ def test_averages_keep_the_runs_of_the_live_model(network: Model) -> None:
     inner = average.module
     assert torch.equal(
         inner.tensor(f"{WEIGHT}_index"),
-        session.model.tensor(f"{WEIGHT}_index"),  # type: ignore[arg-type, operator]
+        session.model.tensor(f"{WEIGHT}_index"),  # type: ignore[arg-type]
     )
     x = batch(generator)[0]
     oracle.close(inner.eval()(x), masked.eval()(x), "average")
@@ -221,3 +230,122 @@ def test_passes_run_at_a_boundary(network: Model) -> None:
     back = [w for w in RaiseKernels().propose(session.model, context) if not isinstance(w, Remark)]
     submit(session, *back)
     assert not session.model.kernel_ops
+
+
+# -- several weights as one ------------------------------------------------------------------------
+
+PROJECT, PART = LowerAttentionProjections(node="linear"), RaiseKernel(node="linear")
+
+
+@pytest.fixture(scope="module")
+def attention() -> Model:
+    torch.manual_seed(0)
+    return esper.trace(Attention(2).double(), (torch.randn(2, 5, 16, dtype=torch.float64),))
+
+
+def attend(session: esper.Session, steps: int) -> list[float]:
+    """Steps on the same data in every session."""
+    generator, losses = torch.Generator().manual_seed(7), []
+    for _ in range(steps):
+        x = torch.randn(4, 5, 16, generator=generator, dtype=torch.float64)
+        session.optimizer.zero_grad()
+        loss = (session.model(x) - x.roll(1, 1)).square().mean()
+        torch.autograd.backward(loss)
+        session.optimizer.step()
+        for average in session.averages:
+            average.update_parameters(session.model)
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def attending(network: Model, name: str = "adamw", **options: Any) -> esper.Session:
+    model = copy.deepcopy(network)
+    optimizer = OPTIMIZERS[name](list(model.parameters()))
+    ema = Averaged(model) if options.pop("ema", False) else None
+    session = esper.Session(model, optimizer, ema=ema)
+    attend(session, 3)
+    return session
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_training_goes_on_as_if_nothing_had_been_joined(name: str, attention: Model) -> None:
+    joined, apart = attending(attention, name), attending(attention, name)
+    submit(joined, PROJECT)
+    losses = [attend(session, 3) for session in (joined, apart)]
+    if name not in ("adafactor", "rprop"):  # factored moments mix, signs are those of rounding
+        torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-9, atol=1e-12)
+    submit(joined, PART)
+    live, reference = joined.model, apart.model
+    for key in ("q.weight", "k.weight", "v.bias"):
+        state = joined.optimizer.state[live.get_parameter(key)]
+        other = apart.optimizer.state[reference.get_parameter(key)]
+        assert state.keys() == other.keys()
+        for entry, value in other.items():
+            if isinstance(value, torch.Tensor) and name not in ("adafactor", "rprop"):
+                oracle.close(state[entry], value, f"{entry} of {key}")
+    losses = [attend(session, 2) for session in (joined, apart)]
+    if name not in ("adafactor", "rprop"):
+        torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-9, atol=1e-12)
+
+
+def test_averages_and_undoing_of_what_was_joined(attention: Model) -> None:
+    session = attending(attention, ema=True)
+    before = copy.deepcopy(capture_optimizer(session.model, session.optimizer))
+    text = str(session.model)
+
+    def fail() -> None:
+        with session.boundary() as boundary:
+            for record in boundary.submit(PROJECT, PART, PROJECT):
+                assert record.kind == "passed", record.line()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert str(session.model) == text
+    after = capture_optimizer(session.model, session.optimizer)
+    assert after["groups"] == before["groups"]
+    for name, values in before["state"].items():
+        for key, value in values.items():
+            assert torch.equal(after["state"][name][key], value)
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    average: Any = session.averages[0].module
+    wanted = average.eval()(x)
+    submit(session, PROJECT)
+    oracle.close(average(x), wanted, "average")
+    attend(session, 1)
+    submit(session, PART)
+
+
+@pytest.mark.parametrize("how", ["another group", "never stepped", "not all stepped"])
+def test_parameters_that_train_otherwise_are_not_joined(how: str, attention: Model) -> None:
+    model = copy.deepcopy(attention)
+    parameters = dict(model.named_parameters())
+    key = parameters.pop("k.weight")
+    groups: Any = [{"params": list(parameters.values())}, {"params": [key], "lr": 0.5}]
+    if how != "another group":
+        groups = [{"params": [*parameters.values(), key]}]
+    session = esper.Session(model, torch.optim.AdamW(groups, lr=0.01))
+    if how == "not all stepped":
+        key.requires_grad_(False)
+    if how != "never stepped":
+        attend(session, 1)
+    key.requires_grad_()
+    text = str(model)
+    with session.boundary() as boundary:
+        (record,) = boundary.submit(PROJECT)
+    if how == "never stepped":
+        assert record.kind == "passed", record.line()
+        attend(session, 1)
+        return
+    assert record.kind == "failure"
+    assert "treats otherwise" in record.reason
+    assert str(model) == text
+
+
+def test_parameters_that_nobody_trains_are_joined_and_parted(attention: Model) -> None:
+    model = copy.deepcopy(attention)
+    own = [p for name, p in model.named_parameters() if name[0] not in "qkv"]
+    session = esper.Session(model, torch.optim.AdamW(own, lr=0.01))
+    submit(session, PROJECT, PART)
+    attend(session, 1)
+    assert not any(p is model.get_parameter("k.weight") for p in session.optimizer.state)
