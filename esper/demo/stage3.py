@@ -7,8 +7,9 @@ from typing import Any
 from esper.demo.figures import arm, curve, marks
 from esper.demo.page import Page, Table
 from esper.demo.paired import Paired
+from esper.demo.runs import Run
 from esper.demo.stages import Setting
-from esper.demo.training import Run, train
+from esper.demo.training import train
 from esper.recorder.log import Log
 
 _SEEDS = {True: 3, False: 10}
