@@ -9,11 +9,12 @@ from torch import nn
 import esper
 from esper.agents import Tamiyo
 from esper.agents.space import Space
-from esper.ecology.blueprints import Blueprint, Value, table
+from esper.ecology.blueprints import Blueprint, Layout, Value, table
 from esper.propose import CullSeed, GrantLease
 from tests.live.training import traced
 
 SLOT = "slot:block.out"
+OWN: dict[str, Layout] = {"my-own": "vectors", "my-images": "image"}
 HEAD = f"blueprint|act=plant|target={SLOT}"
 
 
@@ -26,8 +27,9 @@ def _scaled(value: Value) -> nn.Module:
 
 
 def _session() -> esper.Session:
-    """In which one slot is free."""
+    """In which one slot is free, and no axis."""
     model = traced()
+    model.pin("axis:*")
     session = esper.Session(model, torch.optim.SGD(model.parameters(), 0.1), lifecycle=None)
     leases = [GrantLease(target=s, holder="me", until=99) for s in model.anatomy.slots if s != SLOT]
     for _ in range(4):
@@ -46,9 +48,9 @@ def _planted(session: esper.Session, agent: Tamiyo) -> str:
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch) -> str:
     """Blueprints of a user: one for vectors, one for images."""
-    for name, layout in (("my-own", "vectors"), ("my-images", "image")):
-        made = Blueprint(name, _scaled, (layout,), "a layer")  # type: ignore[arg-type]
-        monkeypatch.setitem(table(), name, made)  # type: ignore[arg-type]
+    for name, layout in OWN.items():
+        made = Blueprint(name, _scaled, (layout,), "a layer")
+        monkeypatch.setitem(table(), name, made)
     return "my-own"
 
 
