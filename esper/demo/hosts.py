@@ -36,6 +36,11 @@ def _dropping(p: float) -> nn.Module:
     return StochasticDepth(p) if p else nn.Identity()
 
 
+def _rates(drop: float, depth: int) -> list[float]:
+    """Of each block: deeper ones are left out more often, the last one by `drop` (linear decay)."""
+    return [drop * (i + 1) / depth for i in range(depth)]
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions with a shortcut around them (He et al. 2016), [N, C, H, W]."""
 
@@ -57,7 +62,7 @@ class ImageNet(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(1, width, 5, padding=2)
         self.grow = Slot()
-        self.blocks = nn.Sequential(*[Block(width, drop) for _ in range(depth)])
+        self.blocks = nn.Sequential(*[Block(width, p) for p in _rates(drop, depth)])
         self.head = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -114,7 +119,7 @@ class CharacterModel(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(characters, width)
         self.position = nn.Parameter(0.02 * torch.randn(length, width))
-        self.layers = nn.Sequential(*[Layer(width, 4, drop) for _ in range(depth)])
+        self.layers = nn.Sequential(*[Layer(width, 4, p) for p in _rates(drop, depth)])
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, characters)
 

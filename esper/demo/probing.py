@@ -66,5 +66,5 @@ class Probing:
 
 PROBING: Mapping[str, Probing] = {
     "image": Probing(8, brier, 2.0),
-    "text": Probing(32, cross_entropy, 5.0),
+    "text": Probing(64, cross_entropy, 3.0),
 }

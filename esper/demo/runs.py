@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one proposal."""
+    """What became of one proposal.
+
+    Attributes:
+        tick: of the boundary.
+        type, target, proposer: of the proposal.
+        kind, code: of its record.
+        units: of an axis that it named.
+        outcome: that a noted probe had.
+    """
 
     tick: int
     type: str
@@ -20,6 +28,8 @@ class Change:
     proposer: str
     kind: str
     code: str
+    units: tuple[int, ...] = ()
+    outcome: str = ""
 
     @classmethod
     def of(cls, tick: int, record: Record) -> Change:
@@ -27,7 +37,16 @@ class Change:
         proposal = record.proposal
         assert proposal is not None
         target = proposal.targets[0] if proposal.targets else ""
-        return cls(tick, proposal.type, target, proposal.proposer, record.kind, record.code)
+        return cls(
+            tick,
+            proposal.type,
+            target,
+            proposal.proposer,
+            record.kind,
+            record.code,
+            tuple(getattr(proposal, "units", ())),
+            getattr(proposal, "outcome", ""),
+        )
 
 
 @dataclass
