@@ -64,12 +64,16 @@ def bad(run: Run) -> int:
 
 
 def repeated(run: Run, within: int) -> int:
-    """Of them those of a part that a probe had found critical at most so many ticks before."""
+    """Of them those of what a probe had found critical less than so many ticks before.
+
+    That is the same region, one around it (which holds what is critical), or some same unit.
+    """
     last: dict[str, int] = {}
     count = 0
     for change in run.changes:
         if change.outcome == "harmful":
+            known = [page for page, tick in last.items() if change.tick - tick < within]
             own = pages(change.target, change.units)
-            count += any(change.tick - last[page] < within for page in own if page in last)
+            count += any(page in own or page.startswith(f"{change.target}.") for page in known)
             last |= dict.fromkeys(own, change.tick)
     return count

@@ -49,8 +49,8 @@ def run(setting: Setting) -> Page:
     terms = {"quarantine": float(steps), "evidence_batches": 4.0}
     decaying: dict[str, Any] = {
         "agents": {"emrakul": {"every": max(2, steps // 75), "warm": 16, "fresh": steps // 10}},
-        "agents_from": 3 * steps // 10,
-        "agents_until": 5 * steps // 8,  # what was cut heals while the rate falls
+        "agents_from": steps // 4,
+        "agents_until": 7 * steps // 10,  # what was cut heals while the rate falls
         "margin": _MARGIN,
     }
     path = setting.log("stage2")
