@@ -41,6 +41,7 @@ SUITES = {
         "live/surgery.py", "loss after live cuts and growth, by state policy and initialisation"
     ),
     "stages": Suite("live/stages.py", "the storyboards' tables over 10 paired seeds"),
+    "stages_long": Suite("live/stages.py", "the same in their long forms (an hour)", ("--long",)),
     "signals_cost": Suite("live/signals_cost.py", "what boundary signals cost a training step"),
     "minilm": Suite("end_to_end/minilm.py", "MiniLM pruned within 1%, every backend beside it"),
     "minilm_held_out": Suite(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from esper.demo.stages import Setting
 from esper.errors import OutputError, UsageError
 
 
@@ -20,6 +22,9 @@ def demo_command(done: Callable[[int], None]) -> Callable[..., None]:
         short: Annotated[bool, typer.Option("--short", help="In a minute or two.")] = False,
         seeds: Annotated[
             int, typer.Option(metavar="N", min=0, help="Paired seeds; by default the stage's own.")
+        ] = 0,
+        first: Annotated[
+            int, typer.Option("--first-seed", metavar="N", min=0, help="Of the paired seeds.")
         ] = 0,
         steps: Annotated[
             int, typer.Option(metavar="N", min=0, help="Steps of a run; by default its own.")
@@ -38,17 +43,15 @@ def demo_command(done: Callable[[int], None]) -> Callable[..., None]:
         if progress not in ("auto", "never"):
             raise UsageError(f"--progress is auto or never, not {progress!r}")
         folder = output or Path(f"esper-{stage}")
-        done(_run(stage, folder, short=short, seeds=seeds, steps=steps, data=data, mode=progress))
+        done(_run(stage, Setting(folder, short, seeds, steps, data, first), progress))
 
     return demo
 
 
-def _run(
-    stage: str, folder: Path, *, short: bool, seeds: int, steps: int, data: str, mode: str
-) -> int:
+def _run(stage: str, setting: Setting, mode: str) -> int:
     from esper.cli import outputs
     from esper.cli.loaders import nearest
-    from esper.demo.stages import NAMES, Setting, stages
+    from esper.demo.stages import NAMES, stages
     from esper.instruments import Progress
     from esper.report.storyboard import render
 
@@ -56,15 +59,14 @@ def _run(
         hint = nearest(stage, list(NAMES)) or f"; there is {', '.join(NAMES)}"
         raise UsageError(f"there is no storyboard {stage!r}{hint}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        setting.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder} cannot be made: {error.strerror or error}") from error
-    page_file = folder / f"{stage}.html"
+        raise OutputError(f"{setting.folder} cannot be made: {error.strerror or error}") from error
+    page_file = setting.folder / f"{stage}.html"
     outputs.check_writable(page_file)
     bar = Progress("auto" if mode == "auto" else "never")
     with bar.task(f"running {stage}"):
-        setting = Setting(folder, short, seeds, steps, data, bar.report)
-        page = stages()[stage](setting)
+        page = stages()[stage](replace(setting, progress=bar.report))
     outputs.write_text(str(page_file), render(page, _environment()))
     sys.stdout.write(page.text() + f"\nreport: {page_file}\n")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from esper.demo.page import Arm, Curve, Mark, median_curve
-from esper.demo.training import STRUCTURAL, Run
+from esper.demo.runs import STRUCTURAL, Run
 from esper.recorder.log import Log
 
 _WINDOW = 9  # losses under a median, for the eye

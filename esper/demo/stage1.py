@@ -7,8 +7,9 @@ from typing import Any
 from esper.demo.figures import arm, curve, marks
 from esper.demo.page import Page, Table
 from esper.demo.paired import Paired
+from esper.demo.runs import Run
 from esper.demo.stages import Setting
-from esper.demo.training import Run, train
+from esper.demo.training import train
 from esper.recorder.log import Log
 
 _SEEDS = 10
@@ -36,9 +37,9 @@ def run(setting: Setting) -> Page:
     path = setting.log("stage1")
     grown: list[Run] = []
     plain: list[Run] = []
-    for seed in range(seeds):
-        setting.progress(seed, seeds, f"seed {seed}")
-        log = path if seed == 0 else None
+    for number, seed in enumerate(setting.numbers(seeds)):
+        setting.progress(number, seeds, f"seed {seed}")
+        log = None if number else path
         grown.append(train(log, seed=seed, steps=steps, agents=growing, **options))
         plain.append(train(None, seed=seed, steps=_MORE * steps, budget=grown[-1].cost, **options))
     gain = Paired(
@@ -46,9 +47,9 @@ def run(setting: Setting) -> Page:
         tuple(g.accuracy - p.accuracy for g, p in zip(grown, plain, strict=True)),
     )
     rows = tuple(
-        (f"{seed}", f"{g.accuracy:.4f}", f"{p.accuracy:.4f}", f"{g.accuracy - p.accuracy:+.4f}",
-         f"{g.cost:.3g}", f"{p.cost:.3g}", f"{len(p.losses)}")
-        for seed, (g, p) in enumerate(zip(grown, plain, strict=True))
+        (f"{setting.first + i}", f"{g.accuracy:.4f}", f"{p.accuracy:.4f}",
+         f"{g.accuracy - p.accuracy:+.4f}", f"{g.cost:.3g}", f"{p.cost:.3g}", f"{len(p.losses)}")
+        for i, (g, p) in enumerate(zip(grown, plain, strict=True))
     )  # fmt: skip
     heads = ("seed", "grown", "plain", "difference", "cost grown", "cost plain", "steps plain")
     low, _ = gain.interval
@@ -70,7 +71,7 @@ def run(setting: Setting) -> Page:
         notes=(
             "cost is training's, in 1e9 multiply-accumulates, seeds behind the host included",
             f"the control trains on until it has cost as much, at most {_MORE} times as long",
-            f"the log is that of seed 0: {path.name}",
+            f"the log is that of seed {setting.first}: {path.name}",
         ),
         command="esper demo stage1" + (" --short" if setting.short else ""),
     )

@@ -7,8 +7,9 @@ from typing import Any
 from esper.demo.figures import arm, curve, marks
 from esper.demo.page import Page, Table
 from esper.demo.paired import Paired
+from esper.demo.runs import Run
 from esper.demo.stages import Setting
-from esper.demo.training import Run, train
+from esper.demo.training import train
 from esper.recorder.log import Log
 
 _SEEDS = {True: 3, False: 10}
@@ -41,22 +42,22 @@ def run(setting: Setting) -> Page:
     }
     path = setting.log("stage3")
     runs: dict[str, list[Run]] = {name: [] for name in arms}
-    for seed in range(seeds):
-        for number, (name, options) in enumerate(arms.items()):
-            setting.progress(len(arms) * seed + number, len(arms) * seeds, f"seed {seed}: {name}")
-            log = path if seed == 0 and "agents" in options else None
-            runs[name].append(
-                train(log, seed=seed, steps=steps, data=setting.data, rate=_RATE, **options)
-            )
+    jobs = [(seed, name) for seed in setting.numbers(seeds) for name in arms]
+    for number, (seed, name) in enumerate(jobs):
+        setting.progress(number, len(jobs), f"seed {seed}: {name}")
+        log = path if seed == setting.first and "agents" in arms[name] else None
+        runs[name].append(
+            train(log, seed=seed, steps=steps, data=setting.data, rate=_RATE, **arms[name])
+        )
     slim, cut, grown, rich, spared = runs.values()
     lost = _difference("accuracy of the slim host when its block is cut", cut, slim)
     gain = _difference("accuracy regrown minus left as a scar", grown, cut)
     still = _difference("accuracy regrown minus never cut", grown, slim)
     needless = _difference("accuracy of the rich host without its least missed block", spared, rich)
     rows = tuple(
-        (name, f"{seed}", _cut(run), _planted(run), f"{run.accuracy:.4f}")
+        (name, f"{setting.first + i}", _cut(run), _planted(run), f"{run.accuracy:.4f}")
         for name, made in runs.items()
-        for seed, run in enumerate(made)
+        for i, run in enumerate(made)
     )
     return Page(
         stage="stage3",
@@ -76,7 +77,7 @@ def run(setting: Setting) -> Page:
         notes=(
             f"regions are cut at tick {middle} of {steps}, ranked by a sweep over held-out batches",
             "evidence for the rash cut is a probe with a margin that no sane person would set",
-            f"the log is that of seed 0, regrown: {path.name}",
+            f"the log is that of seed {setting.first}, regrown: {path.name}",
         ),
         command="esper demo stage3" + (" --short" if setting.short else ""),
     )

@@ -21,6 +21,7 @@ class Setting:
         seeds: paired seeds; 0 takes the stage's own number.
         steps: of a run; 0 takes the stage's own number.
         data: folder of images, "" for scikit-learn's digits.
+        first: the first of the paired seeds.
         progress: `progress(done, total, what)`.
     """
 
@@ -29,7 +30,12 @@ class Setting:
     seeds: int = 0
     steps: int = 0
     data: str = ""
+    first: int = 0
     progress: Callable[[int, int, str], None] = lambda *_: None
+
+    def numbers(self, seeds: int) -> range:
+        """So many seeds."""
+        return range(self.first, self.first + seeds)
 
     def log(self, name: str) -> Path:
         """The path of a new log; earlier ones stay."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
+from torch.optim.lr_scheduler import LambdaLR
 
-from esper.agents import Emrakul, HeldOut, Tamiyo
+from esper.agents import Emrakul, Tamiyo
+from esper.demo.cost import CostMeter
 from esper.demo.data import Data, images, text
 from esper.demo.hosts import image_host, text_host
+from esper.demo.probing import PROBING, Batch, Probing, cross_entropy
+from esper.demo.runs import Change, Run
 from esper.ecology.betting import Rule as StoppingRule
 from esper.ecology.criteria import BLENDED, PROBATION, Criterion, StageGate
 from esper.ir.ecology import Terms
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from esper.agents.agent import RuleAgent
     from esper.boundary import Boundary
     from esper.ir.model import Model
-    from esper.records import Record
 
 # Behind the host a seed learns from gradients that do not feel it yet, so the longer it stays, the
 # larger its first steps in the open. Here it comes out as soon as it has a direction.
@@ -43,89 +43,9 @@ _GERMINATE = StageGate(
         Criterion("gradient-finite", ">=", 1, "whether all gradient norms were finite", fatal=True),
     ),
 )
-_SWEPT = 4  # batches of a sweep
+# Losses of batches that are nearly all right have a long tail: only what is farther out is broken.
+_FAR = 30.0
 _RASH = StoppingRule(margin=20.0, error=0.3)
-_PROBED = 48  # batches that a probe may take at most
-_TRAINING = 3  # a step costs about three forward passes
-
-
-@dataclass(frozen=True)
-class Change:
-    """What became of one proposal."""
-
-    tick: int
-    type: str
-    target: str
-    proposer: str
-    kind: str
-    code: str
-
-
-@dataclass
-class Run:
-    """What a training run gave.
-
-    Attributes:
-        accuracy, loss: on the test part, at the end.
-        cost: of training, in 1e9 multiply-accumulates.
-        per_step: cost of the last step.
-        parameters: at the end.
-        losses: (tick, loss of the training batch).
-        changes: what became of each proposal, in order.
-        rollbacks: of the governor.
-    """
-
-    accuracy: float = math.nan
-    loss: float = math.nan
-    cost: float = 0.0
-    per_step: float = 0.0
-    parameters: int = 0
-    losses: list[tuple[float, float]] = field(default_factory=list)
-    changes: list[Change] = field(default_factory=list)
-    rollbacks: int = 0
-
-    @property
-    def churn(self) -> int:
-        """Structural changes that were committed."""
-        return sum(change.kind == "passed" and change.type in STRUCTURAL for change in self.changes)
-
-    @property
-    def failed(self) -> bool:
-        """Whether the run broke."""
-        broken = any(change.kind == "failure" for change in self.changes)
-        return broken or not math.isfinite(self.loss)
-
-
-#: Proposals that change what is computed; probes and the ledger's entries do not.
-STRUCTURAL = frozenset(
-    {"plant-seed", "advance-seed", "cull-seed", "widen-units", "lyse", "forget-scar", "drop-region"}
-)
-
-
-class CostMeter:
-    """Adds up what training costs; a structure is counted once."""
-
-    def __init__(self) -> None:
-        self.spent = 0.0
-        self.per_step = 0.0
-        self._key: object = None
-
-    def step(self, model: Model, inputs: torch.Tensor) -> None:
-        """One more step on a batch like this."""
-        key = (len(model.history), tuple(inputs.shape))
-        if key != self._key:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                model(inputs)
-            self._key, self.per_step = key, _TRAINING * counter.get_total_flops() / 2e9
-        self.spent += self.per_step
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was spent."""
-        return {"spent": self.spent}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        self.spent, self._key = float(state["spent"]), None
 
 
 @program
@@ -139,16 +59,18 @@ def train(
     budget: float = 0.0,
     size: int = 32,
     rate: float = 3e-3,
-    model: dict[str, int] | None = None,
+    cool: int = 0,
+    model: dict[str, Any] | None = None,
     agents: dict[str, dict[str, Any]] | None = None,
     agents_from: int = 0,
+    agents_until: int = 0,
     cut: str = "",
     cut_at: int = 0,
     terms: dict[str, float] | None = None,
     margin: float = 0.02,
     keyframes_every: int = 0,
 ) -> Run:
-    """Train a host with AdamW at a constant rate.
+    """Train a host with AdamW at a constant rate that may fall to zero at the end.
 
     Args:
         host: `image` or `text`.
@@ -158,9 +80,11 @@ def train(
         budget: cost at which training ends; 0: only `steps` do.
         size: of a batch.
         rate: learning rate.
+        cool: last steps, over which the rate falls to zero along a line.
         model: further arguments of the host, such as its width.
         agents: name -> options of the agents that act at boundaries.
         agents_from: tick from which they act.
+        agents_until: tick from which they rest, so that what they did can heal; 0: never.
         cut: `most` or `least`: at `cut_at` someone removes the region that a sweep says is missed
             most, or least, whatever that costs.
         cut_at: tick of that.
@@ -172,18 +96,22 @@ def train(
         found = images(data) if host == "image" else text()
         made = (image_host if host == "image" else text_host)(found, seed, **(model or {}))
         options = agents or {}
-        chosen = _made(options, found, size, margin)
+        probing = PROBING[host]
+        chosen = _made(options, found, probing, margin)
         calls = {name: Call.of(type(a), **options[name]) for name, a in chosen.items()}
         meter = CostMeter()
+        optimizer = torch.optim.AdamW(made.parameters(), lr=rate)
+        scheduler = LambdaLR(optimizer, lambda step: min(1.0, (steps - step) / max(cool, 1)))
         session = Session(
             made,
-            torch.optim.AdamW(made.parameters(), lr=rate),
+            optimizer,
+            scheduler=scheduler,
             recorder=recorder,
             recording=Recording(agents=calls, keyframes_every=keyframes_every),
             generators=Generators(seed),
             stateful={"meter": meter},
             # The governor would take back what someone cuts in spite of the loss.
-            governor=None if cut else Governor(),
+            governor=None if cut else Governor(deviations=_FAR, factor=_FAR),
             terms=Terms.model_validate(terms or {}),
             lifecycle=Lifecycle((_GERMINATE, BLENDED, PROBATION)),
             signals_every=10,
@@ -191,9 +119,22 @@ def train(
         run = Run()
         with session:
             while session.tick < steps and (not budget or meter.spent < budget):
-                acting = chosen if session.tick >= agents_from else {}
+                acts = agents_from <= session.tick < (agents_until or steps)
+                acting = chosen if acts else {}
                 wish = cut if session.tick == cut_at else ""
-                _step(session, found, meter, acting, run, size, wish)
+                batch = found.batch(session.generators["data"].generator_at(session.tick), size)
+                loss = _step(session, batch)
+                meter.step(made, batch[0])
+                run.losses.append((float(session.tick), float(loss)))
+                with session.boundary(loss, batch=batch) as boundary:
+                    if boundary.rolled_back:
+                        run.rollbacks += 1
+                        continue
+                    for agent in acting.values():
+                        boundary.submit(*agent.propose(boundary.observation))
+                    if wish:
+                        _cut(boundary, wish, found, probing)
+                run.changes += [Change.of(session.tick - 1, r) for r in boundary.records]
             run.accuracy, run.loss = judged(made, found)
             run.cost, run.per_step = meter.spent, meter.per_step
             run.parameters = sum(p.numel() for p in made.parameters())
@@ -201,78 +142,37 @@ def train(
 
 
 def _made(
-    options: Mapping[str, Mapping[str, Any]], data: Data, size: int, margin: float
+    options: Mapping[str, Mapping[str, Any]], data: Data, probing: Probing, margin: float
 ) -> dict[str, RuleAgent]:
     """The agents by name; Emrakul probes on the part of the data that is there for it."""
     made: dict[str, RuleAgent] = {}
     for name, own in sorted(options.items()):  # a log does not keep the order of keys
         if name == "emrakul":
-            held = HeldOut(_batches(data, size), _probe_loss, StoppingRule(margin=margin))
-            made[name] = Emrakul(held_out=held, **own)
+            made[name] = Emrakul(held_out=probing.held_out(data, margin), **own)
         else:
             made[name] = Tamiyo(**own)
     return made
 
 
-def _batches(data: Data, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What probes measure on."""
-    inputs, labels = (torch.split(part, size) for part in data.probe)
-    return list(zip(inputs, labels, strict=True))[:_PROBED]
-
-
-def _cut(boundary: Boundary, wish: str, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+def _cut(boundary: Boundary, wish: str, data: Data, probing: Probing) -> None:
     """Someone removes a region by hand: any rise of the loss below `_RASH` is harmless to them."""
     phages = boundary.session.model.anatomy.phages.values()
     free = [phage.id for phage in phages if phage.bypassable]
     free = [one for one in free if not any(other.startswith(f"{one}.") for other in free)]
-    swept = boundary.sweep(free, batches[:_SWEPT], loss=_probe_loss)
+    swept = boundary.sweep(free, probing.swept(data), loss=probing.loss)
     ranked = [line.target for line in swept if not line.refused]
     target = ranked[-1 if wish == "most" else 0]
-    boundary.probe(target, batches, loss=_probe_loss, rule=_RASH)
+    boundary.probe(target, probing.batches(data), loss=probing.loss, rule=_RASH)
     boundary.submit(Lyse(target=target))
 
 
-def _probe_loss(model: Any, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    return loss_of(model, *batch)
-
-
-def _step(
-    session: Session,
-    data: Data,
-    meter: CostMeter,
-    agents: Mapping[str, RuleAgent],
-    run: Run,
-    size: int,
-    cut: str,
-) -> None:
-    inputs, labels = data.batch(session.generators["data"].generator_at(session.tick), size)
+def _step(session: Session, batch: Batch) -> torch.Tensor:
     session.optimizer.zero_grad()
-    loss = loss_of(session.model, inputs, labels)
+    loss = cross_entropy(session.model, batch)
     torch.autograd.backward(loss)
     session.optimizer.step()
-    meter.step(session.model, inputs)
-    run.losses.append((float(session.tick), float(loss.detach())))
-    with session.boundary(loss, batch=(inputs, labels)) as boundary:
-        if boundary.rolled_back:
-            run.rollbacks += 1
-            return
-        for agent in agents.values():
-            boundary.submit(*agent.propose(boundary.observation))
-        if cut:
-            _cut(boundary, cut, _batches(data, size))
-    run.changes += [_change(session.tick - 1, record) for record in boundary.records]
-
-
-def _change(tick: int, record: Record) -> Change:
-    proposal = record.proposal
-    assert proposal is not None
-    target = proposal.targets[0] if proposal.targets else ""
-    return Change(tick, proposal.type, target, proposal.proposer, record.kind, record.code)
-
-
-def loss_of(model: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy, over all positions where there are several."""
-    return functional.cross_entropy(model(inputs).flatten(0, -2), labels.flatten())
+    session.schedulers[0].step()
+    return loss.detach()
 
 
 def judged(model: Model, data: Data, most: int = 512) -> tuple[float, float]:

@@ -150,7 +150,7 @@ class _Holder(torch.nn.Module):
         return result
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)  # Tamiyo looks at all blueprints for each kind of value
 def _traced(
     blueprint: Blueprint, value: Value, options: tuple[tuple[str, Any], ...], training: bool
 ) -> Model:

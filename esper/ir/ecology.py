@@ -76,6 +76,7 @@ class SlotLife(_Frozen):
         alpha: name of the buffer that holds alpha.
         blend: how alpha moves.
         planted: how many seeds were planted here; numbers are never reused.
+        culled: blueprints of the latest seeds that were culled here, oldest first.
         quarantine_until: no seed before that tick.
         scar: what was removed here.
     """
@@ -93,6 +94,7 @@ class SlotLife(_Frozen):
     alpha: str = ""
     blend: Blend | None = None
     planted: int = 0
+    culled: tuple[str, ...] = ()
     quarantine_until: int = 0
     scar: Scar | None = None
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from esper.ir.model import Model
 
+_CULLED = 8  # that a slot remembers
+
 
 class CullSeedRewrite(Rewrite):
     """The host's readers read the host's value again; before blending that is exact."""
@@ -69,7 +71,7 @@ class CullSeedRewrite(Rewrite):
 
 
 def _resting(model: Model, proposal: CullSeed, life: SlotLife) -> SlotLife:
-    """The slot as it rests: what it was planted with is forgotten, its number and scar are not."""
+    """The slot as it rests: how its seed was planted is forgotten; what it was, and scars, stay."""
     tick = model.ecology.tick
     return SlotLife(
         slot_kind=life.slot_kind,
@@ -77,6 +79,7 @@ def _resting(model: Model, proposal: CullSeed, life: SlotLife) -> SlotLife:
         since=tick,
         input=life.input,
         planted=life.planted,
+        culled=(*life.culled, life.blueprint)[-_CULLED:],
         quarantine_until=tick + proposal.quarantine,
         scar=life.scar,
     )

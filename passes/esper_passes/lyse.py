@@ -102,6 +102,7 @@ def _scarred(
         since=ecology.tick,
         input=scar,
         planted=old.planted,
+        culled=old.culled,
         quarantine_until=ecology.tick + terms.quarantine,
         scar=Scar(
             since=ecology.tick,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from esper.agents import Emrakul, RuleAgent, Tamiyo, emrakul, tamiyo
+from esper.agents import Emrakul, RuleAgent, Tamiyo, decay_rules, growth_rules
 from esper.agents.rules import Scene, scores, table
 from esper.recorder.decisions import HeadMask
 from esper.recorder.generators import Generators
@@ -16,6 +16,8 @@ from esper.recorder.policy import chosen
 Values = Mapping[str, Mapping[str, float]]
 S, T = "slot:a.out", "slot:b.out"
 P, Q = "phage:a", "phage:b"
+INNER = f"{P}.inner"
+U = "axis:a/neurons[3,7]"
 FLAT = {"count": 64.0, "level": 1.0, "change": 0.0, "noise": 0.1}
 
 
@@ -56,7 +58,18 @@ TAMIYO: dict[str, Case] = {
         PLANT,
     ),
     "suited": Case("conv-light", 1.0, {S: {"dims": 4.0}}, {S: {"dims": 3.0}}, AIMED),
-    "other": Case("attention", -4.0, {S: {"blueprint.attention": 1.0}}, {S: {}}, AIMED),
+    "preferred": Case("my-own", 4.0, {}, picks=AIMED, otherwise="conv-medium"),
+    "proved": Case(
+        "attention",
+        -0.5,
+        {S: {"committed": 1.0, "blueprint.attention": 1.0}, T: {"culled.attention": 1.0}},
+        {S: {"holding": 1.0, "blueprint.attention": 1.0}},
+        AIMED,
+    ),
+    "control": Case("no-op", -8.0, {}, picks=AIMED, otherwise="norm"),
+    "other": Case(
+        "attention", -4.0, {S: {"culled.attention": 1.0}}, {T: {"culled.attention": 1.0}}, AIMED
+    ),
     "gentle": Case("gated", 1.0, {"loss": {"noise": 0.9}}, {"loss": {"noise": 0.1}}, AIMED),
     "modest": Case("half", 1.0, {}, otherwise="double"),
     "pace": Case("long", 1.0, {"loss": {"noise": 0.9}}, {"loss": {"noise": 0.1}}, AIMED),
@@ -64,6 +77,8 @@ TAMIYO: dict[str, Case] = {
 
 PROBEABLE = {"target|act=probe": _mask(P, Q)}
 REMOVABLE = {"target|act=lyse": _mask(P, never=(Q,))}
+NESTED = {"target|act=probe": _mask(P, INNER)}
+WEIGHABLE = {"target|act=weigh": _mask(U)}
 HARMLESS = {"probes": 1.0, "found_age": 3.0, "found.harmless": 1.0}
 HARMFUL = {"probes": 1.0, "found_age": 3.0, "found.harmful": 1.0}
 EMRAKUL: dict[str, Case] = {
@@ -72,17 +87,24 @@ EMRAKUL: dict[str, Case] = {
     "settled": Case("probe", -4.0, {"run": {"holding": 1.0}}, {"run": {}}),
     "young": Case("probe", -4.0, {"loss": {"change": -0.2}}, {"loss": {"change": -0.05}}),
     "curious": Case("probe", 2.0, {P: HARMLESS, Q: {}}, {P: HARMLESS, Q: HARMFUL}, {}, PROBEABLE),
+    "fine": Case("weigh", 1.5, {}, {U: HARMLESS}, {}, WEIGHABLE),
     "proven": Case("lyse", 3.0, {P: HARMLESS}, {P: HARMFUL, Q: HARMLESS}, {}, REMOVABLE),
     "expired": Case("forget", 1.5, {}, masks={"target|act=forget": _mask(S)}, otherwise="lyse"),
     "evidence": Case(P, -10.0, {P: HARMLESS}, {P: {}}, {"act": "probe"}),
-    "rent": Case(P, 1.0, {P: {"debt": 2.0}, Q: {"debt": 4.0}}, {P: {}}, {"act": "probe"}),
+    "parts": Case(P, -4.0, {}, {INNER: HARMFUL}, {"act": "probe"}, NESTED, otherwise=INNER),
+    "rent": Case(
+        P, 1.0, {P: {"debt": 2.0}, Q: {"debt": 4.0}}, {P: {}}, {"act": "probe"}, PROBEABLE
+    ),
+    "missed": Case(
+        P, -0.5, {P: {"saliency": 1.0}, Q: {"saliency": 4.0}}, {P: {}}, {"act": "probe"}, PROBEABLE
+    ),
     "small": Case(P, -3.0, {P: {"parameters": 999.0}}, {P: {}}, {"act": "probe"}),
     "cheap": Case(P, -1.0, {P: {"probes": 2.0}}, {P: {}}, {"act": "probe"}),
     "harm": Case(P, -0.7, {P: {"harm": 0.7}}, {P: {}}, {"act": "probe"}),
 }
 
 AGENTS: dict[str, tuple[RuleAgent, dict[str, Case]]] = {
-    "tamiyo": (Tamiyo(budget=500), TAMIYO),
+    "tamiyo": (Tamiyo(budget=500, prefer=("my-own",)), TAMIYO),
     "emrakul": (Emrakul(), EMRAKUL),
 }
 ROWS = [(agent, rule.name) for agent, (made, _) in AGENTS.items() for rule in made.rules]
@@ -107,9 +129,24 @@ def test_each_rule_fires(name: str, rule: str) -> None:
 
 
 def test_removing_on_other_evidence_is_the_worst_choice() -> None:
-    scene = Scene(Emrakul(), {P: HARMFUL, Q: HARMLESS}, {}, {"act": "lyse"})
-    assert scores(emrakul.RULES, "target", scene, P)["evidence"] == -10.0
-    assert "evidence" not in scores(emrakul.RULES, "target", scene, Q)
+    for act in ("lyse", "trim"):
+        scene = Scene(Emrakul(), {P: HARMFUL, Q: HARMLESS}, {}, {"act": act})
+        assert scores(decay_rules.RULES, "target", scene, P)["evidence"] == -10.0
+        assert "evidence" not in scores(decay_rules.RULES, "target", scene, Q)
+
+
+def test_what_is_proven_goes_first_be_it_a_region_or_units() -> None:
+    masks = {
+        "target|act=lyse": _mask(P),
+        "target|act=trim": _mask(U),
+        "target|act=probe": _mask(Q),
+    }
+    scene = Scene(Emrakul(), {"loss": FLAT, U: HARMLESS}, masks, {})
+    said = {
+        act: scores(decay_rules.RULES, "act", scene, act)
+        for act in ("lyse", "trim", "probe", "weigh")
+    }
+    assert said == {"lyse": {}, "trim": {"proven": 3.0}, "probe": {"curious": 2.0}, "weigh": {}}
 
 
 def test_tables_read_as_text() -> None:
@@ -135,7 +172,7 @@ def test_tamiyo_plants_at_the_steepest_slot_that_is_free() -> None:
     masks = {
         "act": _mask("wait", "plant", "widen"),
         "target|act=plant": _mask(S, T, never=("slot:c.out",)),
-        f"blueprint|act=plant|target={S}": _mask(*tamiyo.SUITED[4]),
+        f"blueprint|act=plant|target={S}": _mask(*growth_rules.SUITED[4]),
         f"blend|act=plant|blueprint=conv-medium|target={S}": _mask("add", "multiply", "gated"),
         f"tempo|act=plant|blend=add|blueprint=conv-medium|target={S}": _mask("short", "standard"),
     }
