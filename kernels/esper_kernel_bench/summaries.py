@@ -8,6 +8,8 @@ from math import exp, log
 from statistics import median
 from typing import Any
 
+from esper_kernel_bench.compression import Compression
+
 Row = Mapping[str, Any]
 _MARKS = {"FAST": "\N{BLACK UP-POINTING TRIANGLE}", "SLOW": "\N{BLACK DOWN-POINTING TRIANGLE}"}
 _UNSURE = "\N{WHITE CIRCLE}"
@@ -52,11 +54,17 @@ def table(cells: Sequence[Row], against: str) -> list[dict[str, Any]]:
 
 
 def by_pattern(cells: Sequence[Row]) -> list[dict[str, Any]]:
-    """A row for each dtype, op, pattern and M."""
+    """A row for each dtype, op, pattern and M.
+
+    `of_dense_limit` is how near a sparse layer comes to taking as much less time than the dense one
+    as it has fewer weights; `of_limit` the median share of the measured roofline.
+    """
     found = []
     keys = ("dtype", "op", "compression", "m")
     for (dtype, op, pattern, m), some in _grouped(cells, *keys).items():
         outcomes = Counter(cell["best_outcome"] for cell in some)
+        over_dense = geometric(cell["dense_ratio"] for cell in some)
+        compression = Compression.parse(pattern)
         calibrated = [c["fraction_calibrated"] for c in some if c["fraction_calibrated"]]
         found.append(
             {
@@ -65,7 +73,10 @@ def by_pattern(cells: Sequence[Row]) -> list[dict[str, Any]]:
                 "pattern": pattern,
                 "m": m,
                 "layers": len(some),
-                "over_dense": _three(geometric(c["dense_ratio"] for c in some)),
+                "over_dense": _three(over_dense),
+                "of_dense_limit": _three(over_dense * compression.density)
+                if compression.family in ("runs", "blocks") and not compression.int8
+                else None,
                 "over_best_peer": _three(geometric(c["best_ratio"] for c in some)),
                 "fast": outcomes["FAST"],
                 "slow": outcomes["SLOW"],
