@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	&& echo $$p && break; done)
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
-.PHONY: all demo test zoo lint format types contracts bench clean
+.PHONY: all demo test zoo aot lint format types contracts bench clean
 
 all: lint types contracts test
 
@@ -30,6 +30,10 @@ test: $(STAMP)
 # Every model of the zoo through the whole protocol.
 zoo: $(STAMP)
 	$(BIN)/python -m pytest tests/zoo $(PYTEST_ARGS)
+
+# Every kernel in every shipped configuration, compiled for sm_80 and sm_90; needs no GPU.
+aot: $(STAMP)
+	$(BIN)/python -m benchmarks aot
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

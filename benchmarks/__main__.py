@@ -46,6 +46,7 @@ SUITES = {
     "minilm_held_out": Suite(
         "end_to_end/minilm_held_out.py", "what the pruned MiniLM forgot, on unseen texts"
     ),
+    "aot": Suite("kernels/aot.py", "kernels compiled for sm_80 and sm_90, without a GPU"),
     "gate_simulation": Suite(
         "gate/simulate.py",
         "error rates of the decision rule on simulated noise",

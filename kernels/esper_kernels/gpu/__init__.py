@@ -1,0 +1,1 @@
+"""Triton code that the ops share. Importing it imports triton."""

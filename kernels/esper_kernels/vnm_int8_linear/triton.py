@@ -1,0 +1,57 @@
+"""The op on a GPU, see `gpu.linear`: weights sparse in runs whose entries are int8.
+
+A weight takes `density` bytes, a quarter of one in 16 bits at 50%, and int8 is what decoding with
+sparse weights has to be compared with.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from esper_kernels.config import Config, Problem
+from esper_kernels.gpu import configs, linear, transposed
+from esper_kernels.gpu.running import finish
+from esper_kernels.launch import choose
+from esper_kernels.vnm_linear.triton import pattern
+
+
+def problem(x: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -> Problem:
+    """What the config of `forward` is chosen by."""
+    kind = pattern(index, rows, run)
+    return Problem("vnm_int8_linear", len(x), len(values), x.shape[1], x.dtype, kind, rows)
+
+
+def forward(
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    index: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    run: int,
+    config: Config | None = None,
+) -> Tensor:
+    """(M, K) to (M, N), see `reference.forward`."""
+    shipped = configs.by_width(x.dtype, configs.LINEAR_32, configs.LINEAR_8)
+    config = config or choose(problem(x, values, index, rows, run), shipped, x.device)
+    return finish(linear.launches(x, values, index, scale, bias, rows, run, config))
+
+
+def backward_x(
+    grad: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    index: Tensor,
+    rows: int,
+    run: int,
+    inputs: int,
+    config: Config | None = None,
+) -> Tensor:
+    """(M, N) to (M, inputs), see `reference.backward_x`."""
+    (tokens, outputs), kind = grad.shape, pattern(index, rows, run)
+    config = config or choose(
+        Problem("vnm_int8_linear_backward_x", tokens, inputs, outputs, grad.dtype, kind),
+        configs.by_width(grad.dtype, configs.TRANSPOSED_32, configs.TRANSPOSED_16),
+        grad.device,
+    )
+    return finish(transposed.launches(grad, values, index, scale, rows, run, inputs, config))
