@@ -12,6 +12,7 @@ import importlib.resources
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class ChoiceCache:
         """Keep a measurement, beside what other processes have kept meanwhile."""
         known = {**(self._known or {}), **self._read(), f"{self._here} {key(facts)}": ratio}
         self._known = known
-        entries = {name: [r.median, r.lower, r.pairs] for name, r in sorted(known.items())}
+        entries = {name: list(astuple(ratio)) for name, ratio in sorted(known.items())}
         text = json.dumps({"format": _FORMAT, "entries": entries}, indent=0)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +104,6 @@ def _entries(data: Any) -> dict[str, Ratio]:
     if data["format"] != _FORMAT:
         raise ValueError(f"format {data['format']!r} is not {_FORMAT}")
     return {
-        str(name): Ratio(float(median), float(lower), int(pairs))
-        for name, (median, lower, pairs) in data["entries"].items()
+        str(name): Ratio(float(median), float(lower), float(upper), int(pairs))
+        for name, (median, lower, upper, pairs) in data["entries"].items()
     }

@@ -14,8 +14,9 @@ Run = Callable[[], object]
 
 _WARM = 3  # calls before any is timed
 _VISIT = 2e-4  # least seconds of a timed stretch
-_PAIRS = (15, 101)  # fewest and most pairs
-_ALPHA = 0.01  # one-sided error of the bound
+_PAIRS = (15, 301)  # fewest and most pairs
+_ALPHA = 0.01  # error of each bound
+_CLEAR = 1.25  # upper over lower bound of what may be relied on later
 
 
 @dataclass(frozen=True)
@@ -24,46 +25,74 @@ class Ratio:
 
     Attributes:
         median: of the ratios of pairs.
-        lower: one-sided 99% bound on it (order statistic; makes no assumption on the noise).
+        lower, upper: 99% bounds on it (order statistics, which assume nothing of the noise).
         pairs: how many.
     """
 
     median: float
     lower: float
+    upper: float
     pairs: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the bounds are close enough to rely on, on another day."""
+        return self.upper <= _CLEAR * self.lower
 
 
 def duel(present: Run, other: Run, *, device: str = "cpu", seconds: float = 1.0) -> Ratio:
-    """Time both in pairs, in random order within each, for about `seconds`.
+    """Time both in pairs, in random order within each, until it is clear or for `seconds`.
 
-    Weights stay in the cache between calls, which flatters the larger of the two: a first look that
-    says what is worth proposing, before the gate times the whole step in fresh processes.
+    One thread is timed by the processor time that it takes, which does not count what other
+    programs take meanwhile. Weights stay in the cache between calls, which flatters the larger of
+    the two: a first look that says what is worth proposing, before the gate times the whole step in
+    fresh processes.
     """
-    wait = torch.cuda.synchronize if device == "cuda" else _nothing
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    stretch = _Stretch(
+        time.thread_time if alone else time.perf_counter,
+        torch.cuda.synchronize if device == "cuda" else _nothing,
+    )
     for _ in range(_WARM):
         present()
         other()
-    repeats = [max(1, round(_VISIT / max(_time(run, 1, wait), 1e-7))) for run in (present, other)]
+    repeats = [max(1, round(_VISIT / max(stretch.of(run, 1), 1e-7))) for run in (present, other)]
     rng, ratios, started = random.Random(0), list[float](), time.perf_counter()
     fewest, most = _PAIRS
-    while len(ratios) < fewest or (len(ratios) < most and time.perf_counter() - started < seconds):
-        took = [0.0, 0.0]
-        order = [0, 1]
+    while len(ratios) < most:
+        if len(ratios) >= fewest:
+            late = time.perf_counter() - started > seconds
+            if late or (len(ratios) % fewest == 0 and _ratio(ratios).clear):
+                break
+        took, order = [0.0, 0.0], [0, 1]
         rng.shuffle(order)
         for way in order:
-            took[way] = _time((present, other)[way], repeats[way], wait)
+            took[way] = stretch.of((present, other)[way], repeats[way])
         ratios.append(log(took[0] / took[1]))
-    ratios.sort()
-    return Ratio(exp(ratios[len(ratios) // 2]), exp(ratios[_rank(len(ratios))]), len(ratios))
+    return _ratio(ratios)
 
 
-def _time(run: Run, repeats: int, wait: Callable[[], object]) -> float:
-    wait()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    wait()
-    return (time.perf_counter() - started) / repeats
+@dataclass(frozen=True)
+class _Stretch:
+    """Times calls, in seconds each."""
+
+    clock: Callable[[], float]
+    wait: Callable[[], object]
+
+    def of(self, run: Run, repeats: int) -> float:
+        self.wait()
+        started = self.clock()
+        for _ in range(repeats):
+            run()
+        self.wait()
+        return max(self.clock() - started, 1e-9) / repeats
+
+
+def _ratio(logs: list[float]) -> Ratio:
+    ordered = sorted(logs)
+    count, rank = len(ordered), _rank(len(ordered))
+    low, high = ordered[rank], ordered[count - 1 - rank]
+    return Ratio(exp(ordered[count // 2]), exp(low), exp(high), count)
 
 
 def _rank(count: int) -> int:

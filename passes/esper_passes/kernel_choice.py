@@ -51,7 +51,8 @@ class Chooser:
                 ratio = fight(contest, self._place.device, self._place.objective)
             finally:
                 torch.set_num_threads(before)
-            self._cache.put(facts, ratio)
+            if ratio.clear:  # noise of a busy moment is not remembered
+                self._cache.put(facts, ratio)
         return ratio
 
     def move(self) -> SelectBackend | None:

@@ -90,7 +90,10 @@ class LowerKernels(Pass):
             evidence |= {"ratio": ratio.median, "lower": ratio.lower, "pairs": ratio.pairs}
             if ratio.lower <= 1 + self.margin:
                 than = "the ops that are there"
-                yield _lost(contest, ratio, than, f"it takes {1 + self.margin:g}x to be chosen")
+                remedy = f"it takes {1 + self.margin:g}x to be chosen"
+                if not ratio.clear:
+                    remedy += "; the bounds are far apart: measure on a quieter machine"
+                yield _lost(contest, ratio, than, remedy)
                 return
             if contest.rival is not None:
                 ratio = chooser.ratio(contest.rival)
@@ -108,9 +111,9 @@ def _lost(contest: Contest, ratio: Ratio, than: str, remedy: str) -> Remark:
     return Remark(
         "missed",
         "kernel-slower",
-        f"{contest.text()} has {ratio.median:.2f}x the speed of {than} ({ratio.lower:.2f}x at "
-        f"least) for {', '.join(contest.weights)}",
+        f"{contest.text()} has {ratio.median:.2f}x the speed of {than}, between "
+        f"{ratio.lower:.2f}x and {ratio.upper:.2f}x, for {', '.join(contest.weights)}",
         contest.proposal.targets[0],
         remedy,
-        {"ratio": ratio.median, "lower": ratio.lower, "pairs": ratio.pairs},
+        {"ratio": ratio.median, "lower": ratio.lower, "upper": ratio.upper, "pairs": ratio.pairs},
     )

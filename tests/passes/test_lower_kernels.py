@@ -26,7 +26,8 @@ from esper_passes.raise_kernels import RaiseKernels
 from tests.passes.sparse_models import forms, plant
 from tests.passes.support import drive
 
-WIN, LOSE, DRAW = Ratio(2.0, 1.9, 31), Ratio(0.8, 0.7, 31), Ratio(1.3, 1.01, 31)
+WIN, LOSE = Ratio(2.0, 1.9, 2.1, 31), Ratio(0.8, 0.75, 0.85, 31)
+DRAW = Ratio(1.3, 1.01, 1.7, 31)
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +127,10 @@ def test_where_they_do_not_win_clearly_a_remark_says_so(outcome: Ratio, fought: 
     assert {(r.kind, r.code) for r in remarks} == {("missed", "kernel-slower")}
     assert [r.node for r in remarks] == ["mul", "linear_4", "linear", "linear_1", "linear_2"]
     assert f"{outcome.median:.2f}x the speed" in remarks[0].reason
-    assert remarks[0].figures == {"ratio": outcome.median, "lower": outcome.lower, "pairs": 31}
+    assert remarks[0].figures == {
+        "ratio": outcome.median, "lower": outcome.lower, "upper": outcome.upper, "pairs": 31
+    }  # fmt: skip
+    assert ("quieter machine" in remarks[0].remedy) == (outcome is DRAW)
     lenient, records, _ = drive(LowerKernels(margin=0.0), model, context)
     assert len(records) == (3 if outcome is DRAW else 0)
     assert bool(lenient.kernel_ops) == (outcome is DRAW)
