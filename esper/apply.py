@@ -310,7 +310,7 @@ class Applier:
             anatomy.forget_parts()
 
     def _follow_places(self, plan: Plan, nodes: dict[str, fx.Node]) -> None:
-        """Slots whose node was replaced by another are at that node from now on."""
+        """Slots and branches whose node was replaced by another are at that node from now on."""
         moved = {
             edit.old: edit.new
             for edit in plan.edits
@@ -324,6 +324,13 @@ class Applier:
             }
             if places:
                 self._live(SetLife(name, life.model_copy(update=places)))
+        for name, memory in list(self._model.identities.regions.items()) if moved else ():
+            if memory["kind"] == "branch" and memory["exit"] in moved:
+                self._journal.add(partial(self._remember, name, memory))
+                self._remember(name, {**memory, "exit": moved[memory["exit"]]})
+
+    def _remember(self, region: str, memory: dict[str, str]) -> None:
+        self._model.identities.regions[region] = memory
 
     def _invalidate(self) -> None:
         data = self._model.derived()

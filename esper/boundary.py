@@ -13,6 +13,7 @@ from esper.ecology.criteria import GATES, gate
 from esper.ecology.events import shot
 from esper.ecology.ledger import acts, only_writes
 from esper.errors import BoundaryError
+from esper.ir.sleeping import asleep
 from esper.live.clinic import Clinic, Part, parts
 from esper.live.diary import digests
 from esper.live.observation import Observation
@@ -150,7 +151,7 @@ class Boundary:
         made: list[Record] = []
         for proposal in proposals:
             chosen = policy or session.policies.get(proposal.type, _KEEP)
-            if not self._kept and acts(proposal) and not self._asleep():
+            if not self._kept and acts(proposal) and not asleep(session.model):
                 self._keep()
             if self._scope is None:
                 self._since, self._events = list(session.since), session.events.data()
@@ -238,13 +239,9 @@ class Boundary:
         if self.session.governor is not None:
             self.session.keep("change")
 
-    def _asleep(self) -> list[str]:
-        pages = self.session.model.ecology.pages()
-        return [name for name, page in pages.items() if page.sedated]
-
     def _wake(self) -> None:
         """No step is made on a sedated model."""
-        for target in self._asleep():
+        for target in asleep(self.session.model):
             self.submit(Wake(target=target, proposer="boundary"))
 
     def _recorded(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -23,6 +24,7 @@ from esper.boundary import Boundary
 from esper.ecology.events import DropShot, EventBuffer
 from esper.errors import BoundaryError, InputError, UsageError
 from esper.ir.model import Model
+from esper.ir.sleeping import asleep
 from esper.live import checkpoint
 from esper.live.averages import AverageFollower
 from esper.live.blocks import BlockCompiler
@@ -38,6 +40,7 @@ from esper.live.refusals import Refusals
 from esper.live.signals import EVERY, Signals
 from esper.live.warmup import Warmup
 from esper.manager import PassManager, Verify
+from esper.propose import Wake
 from esper.recorder.generators import Generators
 from esper.recorder.writer import Recorder
 
@@ -166,6 +169,7 @@ class Session:
             Recorder(recorder) if isinstance(recorder, (str, os.PathLike)) else recorder
         )
         self.diary = Diary(self.recorder, recording or Recording())
+        self.signals.told = partial(self.diary.metric, "signals/uncompiled seconds")
         self.diary.begin(model, {"torch": torch.initial_seed(), **self.generators.seeds})
         model.closed = _CLOSED
         # A model outlives its session: it opens again when the session is gone.
@@ -310,15 +314,20 @@ class Session:
         """Go on where `state_dict` was taken, in this or another process.
 
         The session must have been built the same way: the same module traced, the same kinds of
-        optimizer, schedulers and averages.
+        optimizer, schedulers and averages. What slept when the state was taken is woken: no step
+        is made on a sedated model.
 
         Raises:
             InputError: the state is not that of such a session. Nothing has changed then.
+            BoundaryError: a boundary is open, whose end could not be undone any more.
         """
+        if self._open is not None:
+            raise BoundaryError("a boundary is open: load the state before it begins or after it")
         self._fits(state)
         before = checkpoint.copied(self.state_dict())
         try:
             self._restore(state)
+            self._wake()
         except BaseException:
             self._restore(before)
             raise
@@ -371,6 +380,22 @@ class Session:
             own.load_state_dict(checkpoint.copied(state["stateful"][name]))
         self.events.assign(state["events"])
         self.check()
+
+    def _wake(self) -> None:
+        """Take the gates out that a state brought which was taken at an open boundary."""
+        model = self.model
+        sleeping = asleep(model)
+        closed, model.closed = model.closed, ""
+        try:
+            for target in sleeping:
+                record = self.manager.apply(Wake(target=target, proposer="session"))
+                if record.kind != "passed":
+                    raise BoundaryError(f"{target} cannot be woken: {record.reason}")
+        finally:
+            model.closed = closed
+        if sleeping:
+            model.renew_code()
+            self.signals.renew()
 
     def check(self) -> None:
         """Raises BoundaryError unless optimizers and averages hold exactly what lives."""

@@ -1,14 +1,16 @@
 """How far cuts reach over the zoo, beside Torch-Pruning: both get a model and inputs, no more.
 
     pip install --no-deps torch-pruning==1.6.1
-    python benchmarks/structure/reach.py
+    python benchmarks/structure/reach.py [--peer benchmarks/results/reach.json]
 
 Esper loses 30% of the units of every axis that may be cut, in float64, and must pass the masked
 oracle: outputs, gradients, buffers, NaN poison. Torch-Pruning (`BasePruner`, group magnitude,
 `pruning_ratio=0.3`) must run forward and backward with finite outputs of the shapes that they had;
 whether they are right is not asked of it. It would shrink the model's outputs too, so the layers
 that return them are found by hooks and ignored. An entry counts where at least 5% of the
-parameters went. Each tool has ten minutes for an entry, in a process of its own.
+parameters went. Each tool has ten minutes for an entry, in a process of its own. As nothing of
+Torch-Pruning changes when Esper does, `--peer` takes its columns from an earlier result and the
+new one says so.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from tests.zoo.catalogue import ENTRIES
 from tests.zoo.entry import Entry
 
 SHARE, ENOUGH = 0.3, 0.05
+PEER = "torch-pruning"
 TIMEOUT = 600
 FORK = multiprocessing.get_context("fork")  # what is imported need not be imported again
 
@@ -120,7 +123,7 @@ def tensors(outputs: Any) -> list[torch.Tensor]:
 
 TOOLS: dict[str, Callable[[Entry], dict[str, Any]]] = {
     "esper": with_esper,
-    "torch-pruning": with_torch_pruning,
+    PEER: with_torch_pruning,
 }
 
 
@@ -155,9 +158,13 @@ def apart(tool: str, name: str) -> dict[str, Any]:
         process.join()
 
 
-def row(name: str) -> dict[str, Any]:
-    """What both tools make of an entry."""
-    mine, theirs = (apart(tool, name) for tool in TOOLS)
+def row(name: str, earlier: dict[str, Any] | None) -> dict[str, Any]:
+    """What both tools make of an entry; of Torch-Pruning what an earlier row says, if given."""
+    mine = apart("esper", name)
+    if earlier is None:
+        theirs = apart(PEER, name)
+    else:
+        theirs = {"removed": earlier[f"{PEER} removed"], "error": earlier[f"{PEER} failure"]}
     found = {
         "entry": name,
         "family": ENTRIES[name].family,
@@ -166,8 +173,8 @@ def row(name: str) -> dict[str, Any]:
         "removed": mine.get("removed", 0.0),
         "failure": mine.get("error", ""),
         "stopped by": "; ".join(mine.get("stopped by", [])),
-        "torch-pruning removed": theirs.get("removed", 0.0),
-        "torch-pruning failure": theirs.get("error", ""),
+        f"{PEER} removed": theirs.get("removed", 0.0),
+        f"{PEER} failure": theirs.get("error", ""),
     }
     print(json.dumps(found), flush=True)
     return found
@@ -175,9 +182,9 @@ def row(name: str) -> dict[str, Any]:
 
 def summary(family: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts over the entries of one family."""
-    some = [r for r in rows if r["axes"] or r["torch-pruning removed"] >= ENOUGH]
+    some = [r for r in rows if r["axes"] or r[f"{PEER} removed"] >= ENOUGH]
     ours = sum(r["removed"] >= ENOUGH for r in some)
-    peers = sum(r["torch-pruning removed"] >= ENOUGH for r in some)
+    peers = sum(r[f"{PEER} removed"] >= ENOUGH for r in some)
     return {
         "family": family,
         "entries": len(rows),
@@ -191,6 +198,10 @@ def summary(family: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def stated(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Reach of cuts over the zoo.")
     parser.add_argument(
@@ -198,19 +209,22 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--rows", type=Path, help="lines printed by a run that was cut off")
+    parser.add_argument("--peer", type=Path, help=f"earlier result with {PEER}'s columns")
     options = parser.parse_args()
-    packages = ("transformers", "torch-pruning")
+    packages = ("transformers", PEER)
     versions = {name: importlib.metadata.version(name) for name in packages}  # or says what lacks
     if options.entry:
-        row(options.entry)
+        row(options.entry, None)
         return
     lines = options.rows.read_text().splitlines() if options.rows else []
     known = {found["entry"]: found for found in map(json.loads, lines)}
+    earlier = json.loads(options.peer.read_text()) if options.peer else {"entries": []}
+    peer = {found["entry"]: found for found in earlier["entries"]}
     with ThreadPoolExecutor(options.workers) as pool:
-        rows = list(pool.map(lambda name: known.get(name) or row(name), ENTRIES))
+        rows = list(pool.map(lambda name: known.get(name) or row(name, peer.get(name)), ENTRIES))
     families = sorted({r["family"] for r in rows})
     summaries = [summary(f, [r for r in rows if r["family"] == f]) for f in families]
-    late = sum("took longer" in r["torch-pruning failure"] for r in rows)
+    late = sum("took longer" in r[f"{PEER} failure"] for r in rows)
     write(
         "reach",
         f"Entries of the zoo that lose at least {ENOUGH:.0%} of their parameters",
@@ -219,6 +233,7 @@ def main() -> None:
             "Both get a model and inputs, and aim at 30% of the units of whatever they can cut.",
             "Esper's results pass the masked oracle; Torch-Pruning's must run, right or not.",
             f"{late} of Torch-Pruning's failures are runs that took too long, as their rows say.",
+            *([f"{PEER} ran earlier, with {stated(earlier['versions'])}."] if peer else []),
             "Esper's failures: " + (", ".join(r["entry"] for r in rows if r["failure"]) or "none"),
         ],
         command="python benchmarks/structure/reach.py",

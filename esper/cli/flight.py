@@ -44,6 +44,8 @@ def log_command(done: Callable[[int], None]) -> Callable[..., None]:
         """Summarise, verify, query or export a flight record."""
         if sum((verify, sql is not None, export is not None)) > 1:
             raise UsageError("--verify, --sql and --export exclude one another")
+        if output is not None and export is None:
+            raise UsageError(f"-o is where --export writes: add --export {_NAMES}")
         if verify:
             done(_verify(path, as_json))
         elif sql is not None:

@@ -89,8 +89,8 @@ class Reproducer(Instrument):
     def _save_payload(self, model: Model, record: Record) -> None:
         from safetensors.torch import save
 
-        digest = getattr(record.proposal, "digest", None)
-        payload = model.payloads.get(str(digest)) if digest is not None else None
+        assert record.proposal is not None
+        payload = model.payloads.get(record.proposal.payload)
         if payload:
             tensors = {k: v.detach().contiguous().clone() for k, v in payload.items()}
             write_bytes(self.directory / _PAYLOAD, save(tensors))
@@ -115,7 +115,7 @@ def run_again(path: str) -> Record:
     model = load(file.parent / _MODEL)
     payload = file.parent / _PAYLOAD
     if os.path.exists(payload):
-        model.payloads[str(getattr(proposal, "digest", ""))] = _tensors(payload)
+        model.payloads[proposal.payload] = _tensors(payload)
     return PassManager(model, verify="full").apply(proposal)
 
 

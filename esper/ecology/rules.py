@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from esper.ecology import ledger
 from esper.ecology.scars import expired, scar_view, scars
 from esper.ir.ecology import Immunity, page_of
+from esper.ir.sleeping import asleep
 from esper.plan import Refusal
 from esper.propose import ForgetScar, GrantLease, Lyse, Proposal, Sedate, Wake
 
@@ -36,7 +37,7 @@ def register_growth(type_: str) -> None:
 
 def sedated(model: Model, proposal: Proposal) -> Refusal | None:
     """`sedated`, `not-sedated`: one target sleeps at a time, and nothing changes meanwhile."""
-    held = [name for name, page in model.ecology.pages().items() if page.sedated]
+    held = asleep(model)
     if isinstance(proposal, Wake):
         if model.ecology.immunity(proposal.target).sedated:
             return None

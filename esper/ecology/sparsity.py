@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from esper.ir.patterns import Pattern
-from esper.ir.sparsity import contracted_dim, masks
+from esper.ir.sparsity import contracted_dim, masks, owner
 from esper.plan import Refusal
 from esper.propose import ClearMask, FoldMask, GateCells, Proposal, RegrowMask, SetMask
 
@@ -38,6 +38,13 @@ def known_weight(model: Model, proposal: Proposal) -> Refusal | None:
             f"{proposal.tensor} is {parameter.dtype} of {parameter.ndim} dims: no weight matrix",
             proposal.tensor,
             "mask the weight of a linear layer or a convolution",
+        )
+    if proposal.phage and proposal.phage not in model.anatomy.phages:
+        return Refusal(
+            "unknown-target",
+            f"there is no region {proposal.phage} to hold {proposal.tensor}",
+            proposal.phage,
+            f"name {owner(model, proposal.tensor) or 'none'}, whose rules count then",
         )
     return None
 

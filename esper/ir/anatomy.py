@@ -16,6 +16,7 @@ from esper.ir.collection import no_collection
 from esper.ir.pins import pinned_axes, pinned_regions
 from esper.ir.rules.contraction import KERNEL
 from esper.ir.rules.recurrent import GATES
+from esper.ir.sleeping import awake
 from esper.ir.terms import Atom, Product, Sum, Term
 from esper.ir.unify import Mark
 
@@ -169,9 +170,12 @@ class Anatomy:
         from esper.ir.slots import known_slots
 
         with no_collection():
-            phages, slots = phages_and_slots(self._model)
+            model = awake(self._model)
+            phages, slots = phages_and_slots(model)
+            if model is not self._model:
+                self._model.identities.assign(model.identities)
             pinned = pinned_regions(phages, self._identities.pins)
-            return pinned, slots | known_slots(self._model)
+            return pinned, slots | known_slots(model)
 
     def forget_parts(self) -> None:
         """Phages and slots are found anew when next asked for; axes stay."""

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from esper.ir import kept
+
 # Ops of these libraries are admitted in artifacts; `trust` adds to them.
 _TRUSTED = {"aten", "prims", "quantized_decomposed", "torchvision", "torchao", "esper"}
 # Ops that reach outside the tensors they are given.
@@ -36,6 +38,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
         if hasattr(torch, name)
     },
     **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc")},
+    **kept.FUNCTIONS,
 }
 _FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
 

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
-from esper.ir import codec, shapes
+from esper.ir import codec, kept, shapes
 from esper.ir.anatomy import Identities, Identity
 from esper.ir.codec import CodecError
 from esper.ir.ecology import Ecology
@@ -240,13 +240,20 @@ def _shown(value: Any) -> str:
 
 
 def _check_scalars(node: fx.Node) -> None:
-    """Python's own operators run for real, so they get numbers only and small exponents."""
+    """Python's own operators run for real, so they get numbers only and small exponents.
+
+    Statistics over what stays are functions of tensors, which are fake ones here.
+    """
     if isinstance(node.target, torch._ops.OpOverload) or node.op != "call_function":
         return
     values = fx.map_arg(list(node.args), lambda n: n.meta.get("val"))
     if node.target is operator.getitem:
         if not isinstance(values[0], (list, tuple)) or type(values[1]) is not int:
             raise CodecError(f"node %{node.name} takes an item of something that has none")
+        return
+    if node.target in kept.FUNCTIONS.values():
+        if len(values) < 2 or not all(isinstance(value, torch.Tensor) for value in values[:2]):
+            raise CodecError(f"node %{node.name} takes statistics of something that is no tensor")
         return
     numbers = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
     for value in [*values, *node.kwargs.values()]:

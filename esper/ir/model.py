@@ -20,6 +20,7 @@ from esper.ir.ecology import Ecology
 from esper.ir.pins import check_pin
 from esper.ir.ports import read_ports
 from esper.ir.rules import REGISTRY
+from esper.ir.sleeping import awake
 
 if TYPE_CHECKING:
     from esper.ir.ports import Ports
@@ -99,11 +100,12 @@ class Model(fx.GraphModule):
 
     @property
     def table(self) -> AxisTable:
-        """The resolved axis analysis of the present graph."""
+        """The resolved axis analysis of the present graph, as it is awake."""
         if self._data.table is None:
-            names = self.canonical_names()
-            tensors = {name: (names[name], tuple(t.shape)) for name, t in self.all_tensors()}
-            self._data.table = analyse(self.graph, tensors, REGISTRY)
+            model = awake(self)
+            names = model.canonical_names()
+            tensors = {name: (names[name], tuple(t.shape)) for name, t in model.all_tensors()}
+            self._data.table = analyse(model.graph, tensors, REGISTRY)
         return self._data.table
 
     @property

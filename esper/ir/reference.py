@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from esper.ir.axes import Use
+from esper.ir.kept import MOMENTS, NORMS
 from esper.ir.modes import get_path, set_path
 from esper.ir.terms import kept_index, size_of
 
@@ -75,10 +76,7 @@ def norm_over_kept(node: fx.Node, masks: Mapping[Use, torch.Tensor]) -> Callable
     None for a node that takes none.
     """
     kind = next(iter(masks)).kind
-    found: Callable[..., Any] | None = (
-        _MOMENTS[node.target] if kind == "moments" else _NORMS.get(kind)
-    )
-    return found
+    return MOMENTS[node.target] if kind == "moments" else NORMS.get(kind)
 
 
 def combined(rank: int, masks: Mapping[Use, torch.Tensor]) -> torch.Tensor:
@@ -155,95 +153,3 @@ def _normalise_kept(model: Model, node: fx.Node, masks: Mapping[Use, torch.Tenso
     made.meta = _like(node)
     node.replace_all_uses_with(made)
     model.graph.erase_node(node)
-
-
-def layer_norm(
-    mask: torch.Tensor,
-    x: torch.Tensor,
-    shape: Sequence[int],
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    eps: float = 1e-5,
-    _cudnn: bool = False,
-) -> torch.Tensor:
-    """Layer norm over the elements where `mask` holds."""
-    dims = list(range(-len(shape), 0))
-    count = mask.expand(x.shape).sum(dims, keepdim=True)
-    mean = torch.where(mask, x, 0.0).sum(dims, keepdim=True) / count
-    centred = torch.where(mask, x - mean, 0.0)
-    y = centred * torch.rsqrt(centred.square().sum(dims, keepdim=True) / count + eps)
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias
-
-
-def rms_norm(
-    mask: torch.Tensor,
-    x: torch.Tensor,
-    shape: Sequence[int],
-    weight: torch.Tensor | None = None,
-    eps: float | None = None,
-) -> torch.Tensor:
-    """RMS norm over the elements where `mask` holds."""
-    dims = list(range(-len(shape), 0))
-    kept = torch.where(mask, x, 0.0)
-    count = mask.expand(x.shape).sum(dims, keepdim=True)
-    floor = torch.finfo(x.dtype).eps if eps is None else eps
-    y = kept * torch.rsqrt(kept.square().sum(dims, keepdim=True) / count + floor)
-    return y if weight is None else y * weight
-
-
-def group_norm(
-    mask: torch.Tensor,
-    x: torch.Tensor,
-    groups: int,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    eps: float = 1e-5,
-    _cudnn: bool = False,
-) -> torch.Tensor:
-    """Group norm over the channels where `mask` holds."""
-    grouped = x.reshape(x.shape[0], groups, -1)
-    kept = mask.expand(x.shape).reshape(grouped.shape)
-    count = kept.sum(-1, keepdim=True).clamp_min(1)  # whole groups may be masked
-    mean = torch.where(kept, grouped, 0.0).sum(-1, keepdim=True) / count
-    centred = torch.where(kept, grouped - mean, 0.0)
-    scale = torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + eps)
-    y = (centred * scale).reshape(x.shape)
-    channels = [1, -1] + [1] * (x.ndim - 2)
-    y = y if weight is None else y * weight.reshape(channels)
-    return y if bias is None else y + bias.reshape(channels)
-
-
-def _moments(finish: Callable[[torch.Tensor, torch.Tensor], Any]) -> Callable[..., Any]:
-    def moments(
-        mask: torch.Tensor,
-        x: torch.Tensor,
-        dim: Sequence[int] | None = None,
-        *,
-        correction: float | None = None,
-        keepdim: bool = False,
-    ) -> Any:
-        """Variance and mean over the elements where `mask` holds, as in `torch.var_mean`."""
-        dims = list(range(x.ndim)) if dim is None else list(dim)
-        count = mask.expand(x.shape).sum(dims, keepdim=True)
-        mean = torch.where(mask, x, 0.0).sum(dims, keepdim=True) / count
-        squares = torch.where(mask, x - mean, 0.0).square().sum(dims, keepdim=True)
-        variance = squares / (count - (1 if correction is None else correction))
-        if not keepdim:
-            variance, mean = variance.squeeze(dims), mean.squeeze(dims)
-        return finish(variance, mean)
-
-    return moments
-
-
-_MOMENTS: dict[Any, Any] = {
-    aten.var.correction: _moments(lambda variance, mean: variance),
-    aten.std.correction: _moments(lambda variance, mean: variance.sqrt()),
-    aten.var_mean.correction: _moments(lambda variance, mean: (variance, mean)),
-    aten.std_mean.correction: _moments(lambda variance, mean: (variance.sqrt(), mean)),
-}
-_NORMS: dict[str, Any] = {
-    "layer_norm": layer_norm,
-    "rms_norm": rms_norm,
-    "group_norm": group_norm,
-}

@@ -88,7 +88,7 @@ class Diary:
             return None
         target = proposal.targets[0] if proposal.targets else ""
         agent = proposal.proposer
-        brought = model.payloads.get(str(getattr(proposal, "digest", "")))
+        brought = model.payloads.get(proposal.payload)
         payload = Proposed(
             proposal=proposal.model_dump(mode="json"),
             rank=rank,

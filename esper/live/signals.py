@@ -13,6 +13,7 @@ the weights of the layer that makes the value. Training is the same in every bit
 from __future__ import annotations
 
 import inspect
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MethodType
@@ -67,6 +68,11 @@ class Signals(Mapping[str, Signal]):
         self._parts = Running(sampling.FIGURES, (), _MEMORY)
         self._vectors: dict[str, torch.Tensor] = {}  # last gradients of phages and slots
         self._collector: Collector | None = None
+        self.uncompiled = False  # whether a compiled model's samples may run as traced
+        self.prices: list[float] = []  # seconds of each step that did
+        self.told: Callable[[float], None] = lambda seconds: None  # each price, as it is known
+        self._begun: float | None = None  # when the forward call of such a step began
+        self._compiled: list[Any] = []  # the compiled call that stands back for it
         self._kept: dict[str, str] = {}  # tensor -> digest of its scores in the model's payloads
         # Of the present structure, made when first needed:
         self._reader: UnitReader | None = None
@@ -75,7 +81,7 @@ class Signals(Mapping[str, Signal]):
         self._read: dict[str, Signal] | None = None
         step, self._call = _weakly(self)
         handle = optimizers[0].register_step_pre_hook(step) if every else None
-        self._end = weakref.finalize(self, _release, weakref.ref(model), handle)
+        self._end = weakref.finalize(self, _release, weakref.ref(model), handle, self._compiled)
         self._arm()
 
     # -- the mapping -----------------------------------------------------------------------------
@@ -175,17 +181,28 @@ class Signals(Mapping[str, Signal]):
 
     # -- following the session -------------------------------------------------------------------
 
-    def watch(self, *tensors: str) -> None:
+    def watch(self, *tensors: str, uncompiled: bool = False) -> None:
         """Also keep gradients of every entry of these weights, from the next sample on.
 
-        Those of a masked weight are dense: they say what each entry would do that is off. Raises
-        UsageError for what is no parameter.
+        Those of a masked weight are dense: they say what each entry would do that is off. A
+        compiled model has none, as they are values inside its code.
+
+        Args:
+            tensors: names of parameters.
+            uncompiled: from now on a compiled model runs its sampled steps as traced, as long as
+                masked weights are watched, so that these gradients are heard. `prices` tells what
+                such a step took, and so does the flight record; its rounding is not that of
+                compiled code.
+
+        Raises:
+            UsageError: for what is no parameter.
         """
         known = dict(self._model.named_parameters())
         for name in tensors:
             if name not in known:
                 raise UsageError(f"there is no parameter {name!r} to watch")
         self.watched.start(tensors)
+        self.uncompiled = self.uncompiled or uncompiled
         self.renew()
 
     def renew(self) -> None:
@@ -206,6 +223,7 @@ class Signals(Mapping[str, Signal]):
             "parts": self._parts.state_dict(),
             "vectors": dict(self._vectors),
             "watched": self.watched.state_dict(),
+            "uncompiled": self.uncompiled,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -215,6 +233,7 @@ class Signals(Mapping[str, Signal]):
         self._parts.load_state_dict(state["parts"])
         self._vectors = {name: vector.clone() for name, vector in state["vectors"].items()}
         self.watched.load_state_dict(state["watched"])
+        self.uncompiled = state["uncompiled"]
         self.renew()
 
     # -- sampling --------------------------------------------------------------------------------
@@ -223,7 +242,11 @@ class Signals(Mapping[str, Signal]):
         """Tap the coming step if it is a sample and the model runs eagerly, else none."""
         model = self._model
         due = self.every > 0 and self.step % self.every == 0 and self._end.alive
-        if due and not model.compiled:
+        _compiled_again(model, self._compiled)
+        if due and (not model.compiled or self._runs_uncompiled()):
+            if model._compiled_call_impl is not None:
+                self._compiled.append(model._compiled_call_impl)
+                model._compiled_call_impl = model._call_impl
             # Whoever traces the model in between looks for its parameters' names.
             own = MethodType(type(model).forward, model)
             setattr(self._call, "__signature__", inspect.signature(own))  # noqa: B010
@@ -231,11 +254,16 @@ class Signals(Mapping[str, Signal]):
         else:
             model.__dict__.pop("forward", None)
 
+    def _runs_uncompiled(self) -> bool:
+        return self.uncompiled and bool(self._now().dense)
+
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward call of a sampled step."""
         model = self._model
         if not torch.is_grad_enabled():
             return type(model).forward(model, *args, **kwargs)
+        if self._begun is None and model.compiled:
+            self._begun = time.perf_counter()
         taps = self._now().taps
         if model.training not in self._tapped:
             self._tapped[model.training] = tapped(model, taps)
@@ -248,6 +276,10 @@ class Signals(Mapping[str, Signal]):
         if self.step % self.every == 0:
             with torch.no_grad():
                 self._sample()
+        if self._begun is not None:
+            self.prices.append(time.perf_counter() - self._begun)
+            self._begun = None
+            self.told(self.prices[-1])
         self._collector = None
         self.step += 1
         self._arm()
@@ -344,9 +376,17 @@ def _weakly(signals: Signals) -> tuple[Callable[..., None], Callable[..., Any]]:
     return step, forward
 
 
-def _release(model: weakref.ref[Model], handle: Any) -> None:
+def _compiled_again(model: Model, compiled: list[Any]) -> None:
+    """Compiled code runs again, unless the model was compiled anew meanwhile."""
+    if compiled and model._compiled_call_impl == model._call_impl:
+        model._compiled_call_impl = compiled[-1]
+    compiled.clear()
+
+
+def _release(model: weakref.ref[Model], handle: Any, compiled: list[Any]) -> None:
     if handle is not None:
         handle.remove()
     living = model()
     if living is not None:
         living.__dict__.pop("forward", None)
+        _compiled_again(living, compiled)

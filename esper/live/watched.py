@@ -96,7 +96,8 @@ class Watched:
         if mean is None or mean.shape != weight.shape:
             raise UsageError(
                 f"no gradients of {tensor} were sampled: call session.signals.watch({tensor!r}) "
-                "and train for a sampled step (a masked weight of a compiled model has none)"
+                "and train for a sampled step (a masked weight of a compiled model has them only "
+                "with uncompiled=True)"
             )
         return mean
 

@@ -33,3 +33,11 @@ class ProposalBase(BaseModel):
     def tolerance(self) -> Tolerance:
         """How outputs may differ from what the proposal means to compute."""
         return "exact"
+
+    @property
+    def payload(self) -> str:
+        """Digest under which `Model.payloads` holds tensors that it brings; empty for none.
+
+        Records keep these tensors, and replays and reproducers hand them on under this name.
+        """
+        return ""

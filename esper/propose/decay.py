@@ -5,6 +5,7 @@ A target is a region (`phage:...`), or an axis (`axis:...`) of which some units 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -108,6 +109,12 @@ class NoteProbe(_OfPart):
     change: float
     error: float = Field(default=0.0, ge=0)
     batches: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.outcome == "harmless" and not math.isfinite(self.change):
+            raise ValueError(f"a part is not shown to be harmless by a change of {self.change}")
+        return self
 
 
 class TendLedger(ProposalBase):

@@ -51,6 +51,10 @@ class WidenUnits(ProposalBase):
     def tolerance(self) -> Tolerance:
         return "reassociates" if self.init in _PRESERVING else "lossy"
 
+    @property
+    def payload(self) -> str:
+        return self.digest
+
 
 class RampUnits(ProposalBase):
     """Let the units of a `masked` growth in: their mask takes a value, and goes when that is one.

@@ -49,6 +49,10 @@ class SetMask(_OnTensor):
     dim: int | None = Field(default=None, ge=0, le=1)
     scores: str = ""
 
+    @property
+    def payload(self) -> str:
+        return self.scores
+
 
 class RegrowMask(_OnTensor):
     """Turn cells of least magnitude off and as many others on, within the pattern.
@@ -70,6 +74,10 @@ class RegrowMask(_OnTensor):
     grow: Literal["gradient", "random"] = "gradient"
     gradient: str = ""
     seed: int = 0
+
+    @property
+    def payload(self) -> str:
+        return self.gradient
 
 
 class GateCells(_OnTensor):

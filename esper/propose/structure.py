@@ -127,6 +127,10 @@ class Refit(ProposalBase):
     def tolerance(self) -> Tolerance:
         return "lossy"
 
+    @property
+    def payload(self) -> str:
+        return self.digest
+
 
 class Cast(ProposalBase):
     """Compute in a lower floating-point precision inside; inputs and outputs keep their dtype."""

@@ -45,6 +45,10 @@ class LowRankSwap(ProposalBase):
     def tolerance(self) -> Tolerance:
         return "lossy"
 
+    @property
+    def payload(self) -> str:
+        return self.moment
+
 
 class MergeFactors(ProposalBase):
     """Two layers with nothing between them become one: the way back from `LowRankSwap`.
@@ -94,6 +98,10 @@ class MergeBranches(ProposalBase):
     def tolerance(self) -> Tolerance:
         return "lossy" if self.how == "average" else "reassociates"
 
+    @property
+    def payload(self) -> str:
+        return self.digest
+
 
 class Distil(ProposalBase):
     """Every trained tensor takes the value that a short distillation found for it.
@@ -112,6 +120,10 @@ class Distil(ProposalBase):
     @property
     def tolerance(self) -> Tolerance:
         return "lossy"
+
+    @property
+    def payload(self) -> str:
+        return self.digest
 
 
 class QuantizeLayers(ProposalBase):

@@ -69,9 +69,11 @@ def _column(annotation: str, name: str) -> str:
 
 def sql(log: Log, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Columns and rows of a query. Raises UsageError with DuckDB's first line."""
-    import duckdb
-
     connection = connect(log)
+    import duckdb  # it is there, or the connection had not been made
+
+    if not query.strip():
+        raise UsageError("this query is empty: ask for example SELECT kind, count(*) FROM events")
     try:
         found = connection.execute(query)
         columns = [column[0] for column in found.description or ()]
@@ -83,9 +85,9 @@ def sql(log: Log, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
 
 def export_parquet(log: Log, path: Path) -> None:
     """Write the table `events` as one Parquet file. Raises OutputError."""
-    import duckdb
-
     connection = connect(log)
+    import duckdb  # it is there, or the connection had not been made
+
     temporary = path.with_name(path.name + ".tmp")
     try:
         connection.execute(f"COPY events TO '{_quoted(temporary)}' (FORMAT PARQUET)")

@@ -160,9 +160,9 @@ class _Replay:
             raise InputError(
                 f"the proposal {event.code} means nothing here: {error.errors()[0]['msg']}"
             ) from error
+        self._model.payloads.clear()  # one that brought nothing finds nothing
         if payload.tensors:
-            digest = str(getattr(proposal, "digest", ""))
-            self._model.payloads[digest] = self._log.tensors(payload.tensors)
+            self._model.payloads[proposal.payload] = self._log.tensors(payload.tensors)
         if self._returns:
             self._keep(event.tick, proposal)
         parameters = tensors_digest(dict(self._model.all_tensors()))

@@ -1,7 +1,8 @@
 """Nodes that compute `weight @ x + bias` with tensors of their own, seen as one matrix.
 
-`linear`, `addmm` and `matmul` with a parameter, and ungrouped convolutions in one or two
-dimensions, whose rows are the patches under the kernel (im2col).
+`linear`, `addmm` and `matmul` with a parameter, and convolutions in one or two dimensions, whose
+rows are the patches under the kernel (im2col). One in several groups is a matrix for each group,
+so only those see it who ask for it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Affine:
         weight, bias: names of the tensors, by their first name; no bias where it is None.
         new_bias: argument position at which a bias may be put in, or None.
         stride, padding, dilation: of a convolution; padding before and after each dimension.
+        groups: of a convolution; with more than one, `rows` mean nothing.
     """
 
     node: str
@@ -48,6 +50,7 @@ class Affine:
     stride: tuple[int, ...] = ()
     padding: tuple[tuple[int, int], ...] = ()
     dilation: tuple[int, ...] = ()
+    groups: int = 1
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Weight tensor -> (outputs, inputs)."""
@@ -95,11 +98,22 @@ class Unfit:
     remedy: str = ""
 
 
-def affine(model: Model, node: fx.Node) -> Affine | Unfit | None:
-    """The layer at a node; `Unfit` where it has a weight that cannot be solved for; else None."""
+def affine(model: Model, node: fx.Node, *, grouped: bool = False) -> Affine | Unfit | None:
+    """The layer at a node; `Unfit` where it has a weight that cannot be solved for; else None.
+
+    Args:
+        model: that holds it.
+        node: of the layer.
+        grouped: whether a convolution in several groups will do.
+    """
     found = _layer(model, node)
     if not isinstance(found, Affine):
         return found
+    if found.groups != 1 and not grouped:
+        return Unfit(
+            "grouped-convolution",
+            f"%{node.name} is a convolution in {found.groups} groups: its weight is no one matrix",
+        )
     for name in (found.weight, found.bias):
         if name is not None and _readers(model, name) > 1:
             return Unfit(
@@ -166,11 +180,6 @@ def _convolution(model: Model, node: fx.Node) -> Affine | Unfit:
     dims = weight.meta["val"].ndim - 2
     if node.kwargs or x.meta["val"].ndim != dims + 2:
         return _odd(node)
-    if groups not in (None, 1):
-        return Unfit(
-            "grouped-convolution",
-            f"%{node.name} is a convolution in {groups} groups, which is not refit",
-        )
     kernel = tuple(int(k) for k in weight.meta["val"].shape[2:])
     steps, holes = _wide(stride, 1, dims), _wide(dilation, 1, dims)
     sides: tuple[tuple[int, int], ...]
@@ -190,6 +199,7 @@ def _convolution(model: Model, node: fx.Node) -> Affine | Unfit:
         stride=steps,
         padding=sides,
         dilation=holes,
+        groups=groups or 1,
     )
 
 

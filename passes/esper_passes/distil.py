@@ -39,7 +39,7 @@ class DistilRewrite(Rewrite):
                 f"{proposal.drift_after:.4g}",
                 remedy="more steps, another learning rate or more data may help",
             )
-        again = "run distil again on this model: its tensors are not kept in logs or files"
+        again = "run distil again on this model: only flight records keep its tensors"
         payload = model.payloads.get(proposal.digest)
         if payload is None:
             return Refusal("missing-payload", "no distilled tensors are at hand", remedy=again)

@@ -55,9 +55,9 @@ def encoded(args: Iterable[Any], put: Mapping[int, Any] | None = None) -> tuple[
     )
 
 
-def layer_of(model: Model, name: str) -> Affine | Refusal:
-    """The layer at a node, or why there is none that may be changed."""
-    layer = affine(model, model.nodes[name])
+def layer_of(model: Model, name: str, *, grouped: bool = False) -> Affine | Refusal:
+    """The layer at a node, or why there is none that may be changed; see `affine`."""
+    layer = affine(model, model.nodes[name], grouped=grouped)
     if isinstance(layer, Affine):
         return layer
     if isinstance(layer, Unfit):

@@ -6,16 +6,24 @@ of new units for which the gradient of their other side is largest. GradMax puts
 weights, which needs an activation with a slope at zero; here they go into incoming weights and
 outgoing ones are zero, so the function stays with any activation. For a linear unit the gradient
 norm of the outgoing weights is then the largest that incoming weights of that norm can give.
+
+In convolutions (section 3.3 there) a unit is a channel, its incoming weights act on the patches
+under the kernel, and its outgoing weights have a place for each offset: M has a row for each pair
+of output channel and offset, and is the gradient that the weight of the layer behind would have
+if it read those patches.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional
+from torch.nn.grad import conv1d_weight, conv2d_weight
 
 from esper.errors import UsageError
 from esper.ir.binder import binder
@@ -39,14 +47,15 @@ def gradmax(
 
     Args:
         model: not changed, apart from its payloads.
-        axis: ID of an axis of neurons between linear layers.
+        axis: ID of an axis of neurons or channels between linear layers or convolutions.
         count: how many units come.
         batches: given to `loss` one by one.
         loss: `loss(model, batch)`, a scalar.
         fields: further fields of the proposal.
 
     Raises:
-        UsageError: the axis is not made by one linear layer and read by linear layers.
+        UsageError: the axis is not made by one linear layer or convolution in one group and read
+            by such layers, or is read at other positions than those at which it is made.
     """
     found = _layers(model, model.anatomy.axes[axis])
     if isinstance(found, Refusal):
@@ -54,25 +63,29 @@ def gradmax(
     producer, consumers = found
     weight = model.tensor(producer.weight)
     assert weight is not None
-    if count > weight.shape[1]:
-        raise UsageError(f"gradmax: {count} units have no more than {weight.shape[1]} directions")
+    matrix = producer.matrix(weight.detach().double())
+    if count > matrix.shape[1]:
+        raise UsageError(f"gradmax: {count} units have no more than {matrix.shape[1]} directions")
     # A copy: in training mode batch norms would count what they see.
     tap = _Tap(copy.deepcopy(model), producer, consumers)
-    samples: list[tuple[Tensor, Tensor]] = []  # gradients behind, inputs before
+    samples: list[_Sample] = []
     for batch in batches:
         tap.clear()
         with torch.enable_grad():
             value = loss(tap, batch)
-            gradients = torch.autograd.grad(value, tap.behind)
-        inputs = tap.before.detach().double()
-        behind = torch.cat([g.double().flatten(0, -2) for g in gradients], 1)
-        samples.append((behind, inputs.flatten(0, -2)))
+            gradients = torch.autograd.grad(value, [read.behind for read in tap.reads])
+        patches = _patches(producer, tap.before, weight, tap.made)
+        for read in tap.reads:
+            _same_positions(producer, patches, read)
+        reads = zip(tap.reads, gradients, strict=True)
+        samples.append(_Sample(patches, tuple((r.layer, g.double()) for r, g in reads)))
     if not samples:
         raise UsageError("gradmax needs a batch")
-    product = torch.stack([g.T @ x for g, x in samples]).sum(0)
+    kernels = {layer.node: _kernel(model, layer) for layer in consumers}
+    product = _response(samples, kernels, lambda patches: patches)
     rows = torch.linalg.svd(product, full_matrices=True).Vh[:count]
-    rows = torch.stack([_side(row, samples) for row in rows])
-    rows = rows * weight.detach().double().square().sum(1).mean().sqrt()  # rows have unit length
+    rows = torch.stack([_side(row, samples, kernels) for row in rows])
+    rows = rows * matrix.square().sum(1).mean().sqrt()  # rows have unit length
     payload = {producer.weight: producer.tensor(rows, _like(weight, rows, producer))}
     name = digest(payload)
     model.payloads[name] = payload
@@ -82,7 +95,7 @@ def gradmax(
 def solved_rows(model: Model, axis: Axis, proposal: WidenUnits) -> dict[str, Tensor] | Refusal:
     """The solved tensors of a proposal by the name of the tensor that takes them."""
     payload = model.payloads.get(proposal.digest)
-    again = "call esper_passes.gradmax.gradmax on this model: solved tensors are not kept"
+    again = "call esper_passes.gradmax.gradmax on this model: only flight records keep solved rows"
     if payload is None:
         return Refusal("missing-payload", f"no solved rows are at hand for {axis.id}", None, again)
     if digest(payload) != proposal.digest:
@@ -104,18 +117,84 @@ def solved_rows(model: Model, axis: Axis, proposal: WidenUnits) -> dict[str, Ten
 
 
 def _like(weight: Tensor, rows: Tensor, layer: Affine) -> Tensor:
-    shape = (rows.shape[1], rows.shape[0]) if layer.form == "columns" else tuple(rows.shape)
-    return weight.new_empty(shape)
+    if layer.form == "columns":
+        return weight.new_empty((rows.shape[1], rows.shape[0]))
+    return weight.new_empty((rows.shape[0], *weight.shape[1:]))
 
 
-def _side(row: Tensor, samples: list[tuple[Tensor, Tensor]]) -> Tensor:
+@dataclass(frozen=True)
+class _Sample:
+    """One batch: what the producer reads at each position of its output, channels last, and the
+    gradient at the output of each layer that reads the units.
+    """
+
+    patches: Tensor  # (batch, positions..., inputs)
+    behind: tuple[tuple[Affine, Tensor], ...]
+
+
+def _patches(producer: Affine, before: Tensor, weight: Tensor, made: Tensor) -> Tensor:
+    kernel = tuple(weight.shape[2:]) if producer.form == "convolution" else ()
+    rows = producer.rows(before.detach().double(), kernel)
+    return rows.reshape(*made.movedim(producer.channel, -1).shape[:-1], rows.shape[-1])
+
+
+def _same_positions(producer: Affine, patches: Tensor, read: _Read) -> None:
+    there = read.operand.movedim(read.layer.channel, -1).shape[:-1]
+    if there != patches.shape[:-1]:
+        raise UsageError(
+            f"gradmax: %{read.layer.node} reads units at {list(there)} positions, and "
+            f"%{producer.node} makes them at {list(patches.shape[:-1])}: grow this axis with "
+            "another init"
+        )
+
+
+def _kernel(model: Model, layer: Affine) -> tuple[int, ...]:
+    weight = model.tensor(layer.weight)
+    assert weight is not None
+    return tuple(weight.shape[2:]) if layer.form == "convolution" else ()
+
+
+def _response(
+    samples: Sequence[_Sample],
+    kernels: Mapping[str, tuple[int, ...]],
+    unit: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Gradients of outgoing weights of units with these values: (outgoing places, units).
+
+    Args:
+        samples: of all batches.
+        kernels: of convolutions that read the units, by node.
+        unit: patches (..., inputs) -> values (..., units).
+    """
+    total: list[Tensor] = []
+    for sample in samples:
+        values = unit(sample.patches)
+        parts = [_weight_gradient(la, values, g, kernels[la.node]) for la, g in sample.behind]
+        total.append(torch.cat(parts))
+    return torch.stack(total).sum(0)
+
+
+def _weight_gradient(
+    layer: Affine, values: Tensor, gradient: Tensor, kernel: tuple[int, ...]
+) -> Tensor:
+    """Of the weight of a layer that reads values (batch, positions..., units), as a matrix."""
+    if layer.form != "convolution":
+        return layer.outputs(gradient).T @ values.flatten(0, -2)
+    pad = [side for sides in reversed(layer.padding) for side in sides]
+    padded = functional.pad(values.movedim(-1, 1), pad)
+    size = [gradient.shape[1], values.shape[-1], *kernel]
+    of: Callable[..., Tensor] = conv1d_weight if len(kernel) == 1 else conv2d_weight
+    found = of(padded, size, gradient, layer.stride, 0, layer.dilation)
+    return found.movedim(1, -1).flatten(0, -2)
+
+
+def _side(
+    row: Tensor, samples: Sequence[_Sample], kernels: Mapping[str, tuple[int, ...]]
+) -> Tensor:
     """The row or its negative, whichever rectified units would rather be."""
-
-    def strength(candidate: Tensor) -> float:
-        total = torch.stack([g.T @ (x @ candidate).relu() for g, x in samples]).sum(0)
-        return float(total.norm())
-
-    return row if strength(row) >= strength(-row) else -row
+    both = torch.stack([row, -row], 1)
+    own, negative = _response(samples, kernels, lambda x: (x @ both).relu()).norm(dim=0)
+    return row if own >= negative else -row
 
 
 def _layers(model: Model, axis: Axis) -> tuple[Affine, list[Affine]] | Refusal:
@@ -124,41 +203,49 @@ def _layers(model: Model, axis: Axis) -> tuple[Affine, list[Affine]] | Refusal:
     nodes = model.nodes
     for use in model.table.uses_of.get(axis.atom, ()):
         layer = affine(model, nodes[use.node])
-        if not isinstance(layer, Affine) or layer.form == "convolution":
+        if not isinstance(layer, Affine):
             return Refusal(
-                "no-linear", f"%{use.node} reads {axis.id} and is no linear layer", use.node
+                "no-linear",
+                f"%{use.node} reads {axis.id} and is no linear layer, and no convolution in one "
+                "group",
+                use.node,
             )
         if use.path == (layer.operand,):
             consumers.append(layer)
     held = {name for name, _ in axis.members}
     reading = {layer.node for layer in consumers}
     layers = (affine(model, node) for node in nodes.values() if node.name not in reading)
-    makers = [
-        layer
-        for layer in layers
-        if isinstance(layer, Affine) and layer.form != "convolution" and layer.weight in held
-    ]
+    makers = [layer for layer in layers if isinstance(layer, Affine) and layer.weight in held]
     if len(makers) != 1 or not consumers:
         return Refusal(
-            "no-linear", f"{axis.id} is made by {len(makers)} linear layers, not by one", axis.id
+            "no-linear", f"{axis.id} is made by {len(makers)} such layers, not by one", axis.id
         )
     return makers[0], consumers
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A layer that reads the units, what it read, and what left it."""
+
+    layer: Affine
+    operand: Tensor
+    behind: Tensor
+
+
 class _Tap(fx.Interpreter):
-    """Runs the model and keeps what enters one layer and what leaves others."""
+    """Runs the model and keeps what enters and leaves one layer and those that read it."""
 
     def __init__(self, model: Model, producer: Affine, consumers: list[Affine]) -> None:
         super().__init__(model)
         self._bind = binder(model)
         self._producer = producer
-        self._consumers = {layer.node for layer in consumers}
+        self._consumers = {layer.node: layer for layer in consumers}
         self.clear()
 
     def clear(self) -> None:
         """Forget the values of the last batch."""
-        self.before = torch.empty(0)
-        self.behind: list[Tensor] = []
+        self.before = self.made = torch.empty(0)
+        self.reads: list[_Read] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         flat = self.run(*self._bind(*args, **kwargs), enable_io_processing=False)
@@ -167,7 +254,12 @@ class _Tap(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.name == self._producer.node:
-            self.before = self.env[n.args[self._producer.operand]]  # type: ignore[index]
+            self.before, self.made = self._operand(n, self._producer), value
         if n.name in self._consumers:
-            self.behind.append(value)
+            layer = self._consumers[n.name]
+            self.reads.append(_Read(layer, self._operand(n, layer), value))
         return value
+
+    def _operand(self, node: fx.Node, layer: Affine) -> Tensor:
+        found: Tensor = self.env[node.args[layer.operand]]  # type: ignore[index]
+        return found

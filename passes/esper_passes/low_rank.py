@@ -134,7 +134,7 @@ class LowRankSwapRewrite(Rewrite):
 
 
 def _moment(model: Model, proposal: LowRankSwap, inputs: int) -> Tensor | Refusal:
-    again = "gather moments again (low-rank with data): they are not kept in logs or files"
+    again = "gather moments again (low-rank with data): only flight records keep them"
     payload = model.payloads.get(proposal.moment)
     if payload is None:
         code, what = "missing-payload", "is not at hand"

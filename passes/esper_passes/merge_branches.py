@@ -128,7 +128,8 @@ def _add(draft: _Draft, total: fx.Node, a: fx.Node, b: fx.Node) -> Plan | Refusa
     candidates = [
         (node, layer, other)
         for node, other in ((a, b), (b, a))
-        if isinstance(layer := affine(model, node), Affine) and set(node.users) == {total}
+        if isinstance(layer := affine(model, node, grouped=True), Affine)
+        and set(node.users) == {total}
     ]
     if not candidates:
         return _unlike(
@@ -167,7 +168,7 @@ def _kernel(
         return unit if isinstance(unit, str) else (unit, None)
     if set(other.users) != {total}:
         return f"%{other.name} is also read elsewhere"
-    second = affine(model, other)
+    second = affine(model, other, grouped=True)
     if isinstance(second, Affine) and other.args[second.operand] is source:
         weight = placed(model, second, layer)
         if isinstance(weight, str):

@@ -164,6 +164,8 @@ def placed(model: Model, small: Affine, large: Affine) -> Tensor | str:
         if (small.form == "convolution") != (large.form == "convolution"):
             return "one is a convolution, the other is none"
         return large.tensor(small.matrix(weight).double(), like.double())
+    if small.groups != large.groups:
+        return f"one is in {small.groups} groups, the other in {large.groups}"
     if small.stride != large.stride or weight.ndim != like.ndim:
         return "their strides differ"
     result = like.new_zeros(like.shape, dtype=torch.float64)
@@ -183,7 +185,7 @@ def placed(model: Model, small: Affine, large: Affine) -> Tensor | str:
 def diagonal(model: Model, layer: Affine, scale: Tensor) -> Tensor | str:
     """A factor for each channel as a weight laid out like the layer's, float64."""
     like = weight_of(model, layer)
-    outputs, inputs = layer.matrix(like)[:, :: max(1, like[0, 0].numel())].shape
+    outputs, inputs = len(like), like.shape[1] * layer.groups
     if layer.form != "convolution":
         outputs, inputs = layer.matrix(like).shape
     if outputs != inputs or len(scale) != outputs:
@@ -200,6 +202,6 @@ def diagonal(model: Model, layer: Affine, scale: Tensor) -> Tensor | str:
             return "no tap of the window reads the place itself"
         taps.append(tap)
     channels = torch.arange(outputs)
-    index: Sequence[Any] = (channels, channels, *taps)
+    index: Sequence[Any] = (channels, channels % like.shape[1], *taps)
     result[tuple(index)] = scale.double()
     return result

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 GROUP = 32  # inputs that share a scale in int4
+GROUPED = ("weight-int8",)  # modes for which it is all one in how many groups a convolution is
 _LEAST = 1e-12  # a row of zeros is divided by this
 
 
@@ -73,7 +74,7 @@ class QuantizeLayersRewrite(Rewrite):
         """Refuses layers without a weight of their own, and see `_unready`."""
         layers: list[Affine] = []
         for name in dict.fromkeys(proposal.nodes):
-            layer = layer_of(model, name)
+            layer = layer_of(model, name, grouped=proposal.mode in GROUPED)
             if isinstance(layer, Refusal):
                 return layer
             layers.append(layer)
@@ -88,10 +89,11 @@ class QuantizePhageRewrite(Rewrite):
     def plan(self, model: Model, proposal: QuantizePhage) -> Plan | Refusal:
         """Refuses a region without such a layer (`nothing-to-quantise`)."""
         phage, nodes = model.anatomy.phages[proposal.region], model.nodes
+        grouped = proposal.mode in GROUPED
         layers = [
             layer
             for name in phage.nodes
-            if isinstance(layer := affine(model, nodes[name]), Affine)
+            if isinstance(layer := affine(model, nodes[name], grouped=grouped), Affine)
             and not misfit(model, layer, proposal.mode)
         ]
         if not layers:

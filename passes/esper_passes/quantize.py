@@ -11,7 +11,7 @@ from esper.propose import QuantizeLayers
 from esper.propose.swaps import Quantization
 from esper_passes.affine import Affine, affine
 from esper_passes.editing import weight_of
-from esper_passes.quantization import misfit
+from esper_passes.quantization import GROUPED, misfit
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -47,7 +47,7 @@ class Quantize(Pass):
         found = 0
         for name in list(model.nodes):
             node = model.nodes.get(name)
-            layer = None if node is None else affine(model, node)
+            layer = None if node is None else affine(model, node, grouped=self.mode in GROUPED)
             if not isinstance(layer, Affine) or not fnmatch.fnmatchcase(layer.weight, self.only):
                 continue
             size = weight_of(model, layer).numel()

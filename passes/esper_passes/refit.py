@@ -22,7 +22,7 @@ from esper_passes.affine import Affine, Unfit, affine
 if TYPE_CHECKING:
     from esper.ir.model import Model
 
-AGAIN = "run reconstruct again on this model: solved tensors are not kept in logs or files"
+AGAIN = "run reconstruct again on this model: only flight records keep solved tensors"
 
 
 def digest(payload: Mapping[str, torch.Tensor]) -> str:

@@ -7,6 +7,7 @@ bit for bit), and whatever rescales (`rms`, and an axis whose norms are compensa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from esper.ir.anatomy import Axis
     from esper.ir.model import Model
     from esper.ir.terms import IntArray
+
+_LARGEST = 2**31  # elements of a grown tensor; more is a slip of the pen, not a wish
 
 # What comes into new units, and what goes out of them.
 _RECIPES: dict[Init, tuple[How, How]] = {
@@ -68,6 +71,9 @@ class WidenUnitsRewrite(Rewrite):
     def plan(self, model: Model, proposal: WidenUnits) -> Plan | Refusal:
         """Refuses where new units could not be kept out of the function (see `outgoing`)."""
         table, axis = model.table, model.anatomy.axes[proposal.axis]
+        oversized = _oversized(model, axis, proposal.count)
+        if oversized is not None:
+            return oversized
         generator = torch.Generator().manual_seed(proposal.seed)
         sources = _sources(axis, proposal, generator)
         if isinstance(sources, Refusal):
@@ -128,6 +134,23 @@ class WidenUnitsRewrite(Rewrite):
                 **({"parents": parents} if parents else {}),
             },
         )
+
+
+def _oversized(model: Model, axis: Axis, count: int) -> Refusal | None:
+    """Asked before anything is allocated: a process that is out of memory refuses nothing."""
+    table = model.table
+    larger = {**table.sizes, axis.atom: axis.size + count}
+    for name in table.tensors_of.get(axis.atom, ()):
+        elements = math.prod(size_of(term, larger) for term in table.tensors[name])
+        if elements > _LARGEST:
+            return Refusal(
+                "too-many-units",
+                f"{count} more units of {axis.id} would make {name} a tensor of {elements:,} "
+                f"elements, more than {_LARGEST:,}",
+                axis.id,
+                "grow by fewer units",
+            )
+    return None
 
 
 def _sources(axis: Axis, proposal: WidenUnits, generator: torch.Generator) -> IntArray | Refusal:

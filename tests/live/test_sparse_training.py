@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from esper.ir.model import Model
 from esper.ir.sparsity import masks
 from esper.live.checkpoint import copied
 from esper.propose import FoldMask, PruneUnits, RegrowMask, SetMask, WidenUnits
+from esper.recorder.log import Log
 from esper_passes.regrow_mask import RegrowMaskRewrite, swapped
 from tests.live.training import CUT, OPTIMIZERS, batch, step, traced
 
@@ -274,3 +276,38 @@ def test_compiled_models_regrow_at_random(network: Model) -> None:
     _train(session, generator, 1)
     assert masks(session.model)[WEIGHT].intact
     session.close()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("per_block", [False, True])
+def test_compiled_models_regrow_by_gradient_if_asked_to(
+    network: Model, per_block: bool, tmp_path: Path
+) -> None:
+    torch._dynamo.reset()
+    scores = []
+    for compiled in (False, True):
+        path = tmp_path / f"{compiled}.esperlog"
+        session = _session(network, "sgd", recorder=path)
+        if compiled:
+            session.compile(backend="aot_eager", per_block=per_block)
+        call = session.model._compiled_call_impl
+        generator = torch.Generator().manual_seed(0)
+        session.signals.every = 2
+        _submit(session, SetMask(tensor=WEIGHT, pattern="2:4"))
+        session.signals.watch(WEIGHT, uncompiled=compiled)
+        for _ in range(4):
+            _train(session, generator, 1)
+            with session.boundary():
+                pass
+        off = ~masks(session.model)[WEIGHT].value
+        scores.append(session.signals.scores(WEIGHT, "gradient"))
+        assert scores[-1][off].any()
+        _submit(session, session.signals.regrow(WEIGHT, fraction=0.3))
+        assert len(session.signals.prices) == (2 if compiled else 0)  # of two samples
+        _train(session, generator, 1)
+        session.close()
+        assert session.model._compiled_call_impl is call
+        assert session.model.compiled is compiled
+        told = [e.payload.name for e in Log(path) if e.kind == "metric"]
+        assert told.count("signals/uncompiled seconds") == len(session.signals.prices)
+    torch.testing.assert_close(*scores)

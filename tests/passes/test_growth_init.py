@@ -17,6 +17,7 @@ from esper_passes.filling import Filling, filled
 from esper_passes.filling import Layout as Places
 from esper_passes.gradmax import gradmax
 from esper_passes.growth_init import drawn
+from esper_passes.refit import digest as payload_digest
 
 
 class Wide(nn.Module):
@@ -100,11 +101,75 @@ def test_gradmax_says_what_it_cannot_do() -> None:
     )
     (axis,) = [a.id for a in gated.anatomy.axes.values() if a.cuttable]
     assert gradmax(gated, axis, 1, [None], lambda m, _: m(torch.randn(2, 4)).sum()).count == 1
-    conv = esper.trace(
-        nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 2, 1)), (torch.randn(2, 1, 3, 3),)
+    pooled = nn.Sequential(nn.Conv2d(1, 3, 1), nn.MaxPool2d(2), nn.Conv2d(3, 2, 1))
+    grouped = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1, groups=2))
+    for module, sentence in ((pooled, "reads units at"), (grouped, "group")):
+        conv = esper.trace(module, (torch.randn(2, 1, 4, 4),))
+        name = next(a.id for a in conv.anatomy.axes.values() if a.cuttable)
+        with pytest.raises(UsageError, match=sentence):
+            gradmax(conv, name, 1, [None], lambda m, _: m(torch.randn(2, 1, 4, 4)).sum())
+
+
+CONVOLUTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "2d": (
+        nn.Sequential(
+            nn.Conv2d(2, 5, 3, stride=2, padding=1),
+            nn.Identity(),
+            nn.Conv2d(5, 4, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 1)),
+        ),
+        (3, 2, 12, 12),
+    ),
+    "same": (
+        nn.Sequential(
+            nn.Conv2d(2, 5, 2, padding="same"), nn.ReLU(), nn.Conv2d(5, 3, 4, padding="same")
+        ),
+        (3, 2, 7, 7),
+    ),
+    "1d": (
+        nn.Sequential(nn.Conv1d(3, 4, 5), nn.Identity(), nn.Conv1d(4, 2, 3, padding=1)),
+        (3, 3, 20),
+    ),
+}
+
+
+def _grown(model: Model, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Gradient of the new outgoing weights, for units that come in with these rows."""
+    payload = {"0.weight": rows}
+    wide, named = copy.deepcopy(model), payload_digest(payload)
+    wide.payloads[named] = payload
+    wish = WidenUnits(axis="axis:0/channels", count=len(rows), init="gradmax", digest=named)
+    assert esper.PassManager(wide).apply(wish).kind == "passed"
+    torch.testing.assert_close(wide(x), model(x), rtol=0, atol=1e-13)
+    wide(x).pow(3).sum().backward()
+    gradient = wide.get_parameter("2.weight").grad
+    assert gradient is not None
+    return gradient[:, -len(rows) :]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_gradmax_of_convolutions_is_the_maximum(name: str) -> None:
+    torch.manual_seed(0)
+    module, shape = CONVOLUTIONS[name]
+    x = torch.randn(shape, dtype=torch.float64)
+    model = esper.trace(copy.deepcopy(module).double(), (x,))
+    solved = gradmax(
+        model, "axis:0/channels", 2, [x[:1], x[1:]], lambda call, part: call(part).pow(3).sum()
     )
-    with pytest.raises(UsageError, match="no linear layer"):
-        gradmax(conv, "axis:0/channels", 1, [None], lambda m, _: m(torch.randn(2, 1, 3, 3)).sum())
+    rows = model.payloads[solved.digest]["0.weight"]
+    best = float(_grown(model, rows, x).norm())
+    norms = rows.flatten(1).norm(dim=1)
+    if isinstance(module[1], nn.Identity):  # type: ignore[index]
+        # The gradient is linear in what comes in: units that take one input each give its matrix.
+        inputs = rows[0].numel()
+        each = torch.eye(inputs, dtype=torch.float64).reshape(inputs, *rows.shape[1:])
+        matrix = _grown(model, each, x).movedim(1, -1).flatten(0, -2)
+        largest = torch.linalg.svdvals(matrix)[:2]
+        assert best == pytest.approx(float((largest * norms).norm()), rel=1e-10)
+    for _ in range(6):
+        other = torch.randn_like(rows)
+        scale = (norms / other.flatten(1).norm(dim=1)).reshape(-1, *[1] * (rows.ndim - 1))
+        assert float(_grown(model, other * scale, x).norm()) < best
 
 
 def test_rms_is_preserved_and_drawn_units_alone_do_not() -> None:

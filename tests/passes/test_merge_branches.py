@@ -84,6 +84,19 @@ EXACT: dict[str, Any] = {
         Sum(nn.Conv2d(4, 4, 3, padding=2, dilation=2), nn.Conv2d(4, 4, 1), nn.Identity()),
         image(),
     ),
+    "grouped": lambda: (
+        Sum(
+            nn.Conv2d(4, 4, 3, padding=1, groups=2),
+            nn.Conv2d(4, 4, 1, groups=2, bias=False),
+            nn.BatchNorm2d(4),
+            nn.Identity(),
+        ),
+        image(),
+    ),
+    "depthwise": lambda: (
+        Sum(nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 4, 1, groups=4), nn.Identity()),
+        image(),
+    ),
     "same": lambda: (
         Sum(nn.Conv1d(4, 4, 4, padding="same"), nn.Conv1d(4, 4, 1)),
         torch.randn(3, 4, 9, dtype=F64),

@@ -113,6 +113,39 @@ def test_the_layer_computes_what_rounded_weights_would(mixed: tuple[Model, Tenso
     assert str(again) == str(found)
 
 
+class Grouped(nn.Module):
+    """Convolutions in several groups, one of them depthwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 8, 3, padding=1, groups=2)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 4, h, w) -> (batch, 2, h, w)."""
+        y: Tensor = self.head(torch.relu(self.second(torch.relu(self.first(x)))))
+        return y
+
+
+def test_convolutions_in_groups_have_a_scale_for_each_output() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 6, 6, dtype=F64)
+    model = traced(Grouped(), x)
+    found, records, remarks = drive(Quantize(mode="weight-int8", least=1), model)
+    assert ([r.kind for r in records], remarks) == (["passed"] * 3, [])
+    reference = rounded(model, {f"{name}.weight": 0 for name in ("first", "second", "head")})
+    assert torch.equal(found(x), reference(x))
+    back, record = found.apply(DequantizeLayers(nodes=("conv2d", "conv2d_1", "conv2d_2")))
+    assert record.kind == "passed", record.line()
+    assert torch.equal(back(x), reference(x))
+    axes = [a.id for a in model.anatomy.axes.values() if a.cuttable]
+    assert axes == [a.id for a in found.anatomy.axes.values() if a.cuttable]
+    for mode in ("weight-int4", "dynamic-int8"):
+        wish = QuantizeLayers(nodes=("conv2d",), mode=mode)
+        assert refused(model, wish).code == "grouped-convolution"
+
+
 def test_two_weights_a_byte(mixed: tuple[Model, Tensor]) -> None:
     model, x = mixed
     found, records, remarks = drive(Quantize(mode="weight-int4", least=1), model)
@@ -265,6 +298,56 @@ def test_files(tmp_path: Any) -> None:
 def network() -> Model:
     torch.manual_seed(0)
     return traced(Net(), torch.randn(4, 6, dtype=F64))
+
+
+class Branches(nn.Module):
+    """Residual branches that end in a layer; the second lies within a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(32, 32)
+        self.a = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32))
+        self.b = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32))
+        self.c = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 32) -> (batch, 32)."""
+        x = torch.relu(self.stem(x))
+        x = x + self.a(x)
+        y = torch.tanh(self.c(x))
+        out: Tensor = x + (y + self.b(y))
+        return out
+
+
+@pytest.mark.parametrize("mode", MODES_BY_LAYER)
+def test_ids_of_branches_survive_rounding_files_and_the_way_back(mode: Any, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model = traced(Branches(), torch.randn(3, 32, dtype=F64)).eval()
+    wanted = {p.id: (p.path, p.merge) for p in model.anatomy.phages.values()}
+    assert {"phage:a", "phage:b"} <= wanted.keys()
+    slots = set(model.anatomy.slots)
+    manager = esper.PassManager(model)
+    for region in ("phage:a", "phage:b"):
+        before = dict(model.anatomy.phages)
+        with manager.transaction() as transaction:
+            assert manager.apply(QuantizePhage(region=region, mode=mode)).kind == "passed"
+            transaction.roll_back()
+        assert dict(model.anatomy.phages) == before
+        assert manager.apply(QuantizePhage(region=region, mode=mode)).kind == "passed"
+    esper.save(model, tmp_path / "small.esper")
+    for small in (model, esper.load(tmp_path / "small.esper")):
+        found = {p.id: (p.path, p.merge) for p in small.anatomy.phages.values()}
+        assert wanted.items() <= found.items()
+        assert slots <= set(small.anatomy.slots)
+        back = esper.PassManager(small)
+        for region in ("phage:a", "phage:b"):
+            for name in small.anatomy.phages[region].nodes:
+                if name in small.nodes:
+                    back.apply(DequantizeLayers(nodes=(name,)))
+        assert not any("int" in str(tensor.dtype) for _, tensor in small.all_tensors())
+        found = {p.id: (p.path, p.merge) for p in small.anatomy.phages.values()}
+        assert wanted.items() <= found.items()
+        assert not {name for name in small.identities.retired if name.startswith("phage")}
 
 
 def test_a_phage_is_quantised_whole(network: Model) -> None:

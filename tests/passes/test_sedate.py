@@ -107,6 +107,25 @@ def test_not_even_nan_gets_through_a_gate() -> None:
     assert wounded(x).isfinite().all()
 
 
+@pytest.mark.parametrize("target", ["axis:block.0/neurons", "phage:block"])
+def test_what_is_first_asked_for_while_something_sleeps_is_known_awake(target: str) -> None:
+    wanted = copy.deepcopy(traced())
+    parts = dict(wanted.anatomy.axes), dict(wanted.anatomy.phages), dict(wanted.anatomy.slots)
+    model = copy.deepcopy(wanted)
+    model.invalidate()
+    manager = esper.PassManager(model)
+    _passed(manager, Sedate(target=target, units=(1,) if "axis" in target else ()))
+    model.invalidate()  # as in a model that was read from a file
+    text = str(model)
+    assert "sedation" in text
+    anatomy = model.anatomy
+    assert (dict(anatomy.axes), dict(anatomy.phages), dict(anatomy.slots)) == parts
+    assert str(model) == text  # looking changes nothing
+    _passed(manager, Wake(target=target))
+    assert str(model) == str(wanted)
+    _passed(manager, DropRegion(region="phage:block"))
+
+
 def test_one_target_sleeps_at_a_time_and_nothing_changes_meanwhile() -> None:
     model = traced()
     manager = esper.PassManager(model)

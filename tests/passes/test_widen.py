@@ -357,6 +357,7 @@ def test_groups_of_channels(init: Any) -> None:
         ("axis:block.0/neurons", {"count": 2, "sources": (1,)}, "too-few-sources"),
         ("axis:block.0/neurons", {"count": 1, "sources": (12,)}, "unknown-unit"),
         ("axis:block.0/neurons", {"init": "gradmax"}, "missing-payload"),
+        ("axis:block.0/neurons", {"count": 10**9}, "too-many-units"),
     ],
 )
 def test_refusals(axis: str, fields: dict[str, Any], code: str) -> None:

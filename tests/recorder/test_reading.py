@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,14 @@ def test_summary_and_verification(
         (["log", "LOG", "--export", "perfetto", "-o", "none/x"], 2, "cannot be written"),
         (["log", "LOG", "--export", "tensorboard", "-o", "LOG"], 2, "cannot be made"),
         (["log", "LOG", "--export", "mlflow", "-o", "LOG"], 2, "cannot be written"),
+        (["log", "LOG", "--sql", " "], 2, "is empty"),
+        (["log", "LOG", "--sql", "SELECT * FROM nothing"], 2, "cannot be run"),
+        (["log", "LOG", "-o", "x"], 2, "-o is where --export writes"),
+        (["log", "LOG", "--verify", "-o", "x"], 2, "-o is where --export writes"),
+        (["log", "LOG", "--bogus"], 2, "there is no option --bogus"),
+        (["log"], 2, "missing argument"),
+        (["why", "LOG"], 2, "missing argument"),
+        (["why", "none.esperlog", "A"], 3, "cannot be read"),
         (["log", __file__], 3, "not a flight record"),
         (["why", "LOG", "ZZZZZZZZ"], 3, "has no event"),
         (["why", "LOG", "U!"], 3, "is no code"),
@@ -280,3 +289,17 @@ def test_bad_input_is_one_sentence(
     err = capsys.readouterr().err
     assert sentence in err
     assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in err
+
+
+def test_what_needs_duckdb_says_so(
+    log: tuple[Path, dict[str, Event]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    output = str(tmp_path / "x.parquet")
+    for words in (["--sql", "SELECT 1"], ["--export", "parquet", "-o", output]):
+        assert main(["log", str(log[0]), *words]) == 2
+        assert "pip install 'esper-opt[log]'" in capsys.readouterr().err

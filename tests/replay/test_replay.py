@@ -25,7 +25,7 @@ from esper.recorder.writer import Recorder
 from esper.replay import compare
 from esper_passes.refit import digest
 from tests.live.training import traced
-from tests.replay import runs
+from tests.replay import payload_run, runs
 
 LEVELS = ("decision", "pass", "full")
 
@@ -243,6 +243,34 @@ def test_tensors_that_a_proposal_brings_travel_beside_the_log(
     assert (code, found["compared"]["rewrite"], found["notes"]) == (0, 1, [])
 
 
+@pytest.mark.parametrize("level", ["pass", "full"])
+def test_whatever_tensors_proposals_name_are_found_again(
+    level: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.esperlog"
+    payload_run.train(path)
+    log = Log(path)
+    brought = [e.payload for e in log if e.kind == "proposal" and e.payload.tensors]
+    kinds = ["widen-units", "set-mask", "regrow-mask", "set-mask", "low-rank-swap"]
+    assert [each.proposal["type"] for each in brought] == kinds
+    missing = [e.payload.code for e in log if e.kind == "verdict"][-1]
+    assert missing == "missing-payload"  # it is so again, though the log holds other tensors
+    code, found = _replayed(path, capsys, "--level", level)
+    assert (code, found["equal"]) == (0, True), found["divergence"]
+    assert (found["compared"]["rewrite"], found["compared"]["verdict"]) == (5, 6)
+
+
+def test_tensors_that_are_gone_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.esperlog"
+    payload_run.train(path)
+    first = next(e.payload for e in Log(path) if e.kind == "proposal")
+    (tmp_path / "run.esperlog.d" / f"{first.tensors}.safetensors").unlink()
+    assert main(["replay", str(path), "--level", "pass"]) == 3
+    assert "is missing: the log names tensors" in capsys.readouterr().err
+
+
 # -- runs that broke -------------------------------------------------------------------------------
 
 
@@ -263,7 +291,7 @@ def _told(log: Log) -> list[tuple[int, str, Any]]:
 
 _KILLED = """
 import sys
-from tests.replay import runs
+from tests.replay import payload_run, runs
 with runs.installed():
     runs.FAULTS["hook"] = lambda tick: print(tick, flush=True)
     runs.train(sys.argv[1], seed=3, steps=1000)
