@@ -26,7 +26,9 @@ class CostMeter:
         """One more step on a batch like this."""
         key = (len(model.history), tuple(inputs.shape))
         if key != self._key:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
+            # What is only counted draws no random numbers from those of training.
+            drawn = torch.random.fork_rng(devices=[])
+            with drawn, FlopCounterMode(display=False) as counter, torch.no_grad():
                 model(inputs)
             self._key, self.per_step = key, _TRAINING * counter.get_total_flops() / 2e9
         self.spent += self.per_step

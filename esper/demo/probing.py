@@ -15,7 +15,6 @@ from esper.ecology.betting import Rule
 from esper.live.probe import Loss
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-_MOST = 64  # batches that a probe may take
 _SWEPT = 128  # items of a sweep
 
 
@@ -43,16 +42,18 @@ class Probing:
         size: of a batch: small where items are few, so that a probe can look often.
         loss: what is compared.
         spread: of the stopping rule: how many margins a batch may differ by, unclipped.
+        most: batches that a probe may take.
     """
 
     size: int
     loss: Loss
     spread: float
+    most: int
 
     def batches(self, data: Data) -> list[Batch]:
         """Of the part of the data that is there for probes."""
         inputs, labels = (torch.split(part, self.size) for part in data.probe)
-        return list(zip(inputs, labels, strict=True))[:_MOST]
+        return list(zip(inputs, labels, strict=True))[: self.most]
 
     def swept(self, data: Data) -> list[Batch]:
         """The few that a sweep takes."""
@@ -60,11 +61,11 @@ class Probing:
 
     def held_out(self, data: Data, margin: float) -> HeldOut:
         """For Emrakul; a mean change of the loss above the margin is harm."""
-        rule = Rule(margin=margin, spread=self.spread, most=_MOST)
+        rule = Rule(margin=margin, spread=self.spread, most=self.most)
         return HeldOut(self.batches(data), self.loss, rule)
 
 
 PROBING: Mapping[str, Probing] = {
-    "image": Probing(8, brier, 2.0),
-    "text": Probing(64, cross_entropy, 3.0),
+    "image": Probing(8, brier, 2.0, 64),
+    "text": Probing(64, cross_entropy, 3.0, 24),
 }

@@ -65,12 +65,12 @@ def _harmless(model: Model, axis: Axis) -> list[tuple[int, ...]]:
     """Units that a removal may rest on, as they were sedated together."""
     ecology, living = model.ecology, set(axis.unit_ids)
     found = []
-    for unit, name in zip(axis.unit_ids, ledger.unit_pages(axis.id, axis.unit_ids), strict=True):
-        for finding in ecology.immunity(name).probes:
-            units = tuple(sorted(finding.units))
-            if unit != units[0] or not living.issuperset(units):
-                continue
-            page = ecology.immunity(name)
-            if ledger.evidence(page, units, ecology.tick, ecology.terms) is not None:
+    for name, page in ecology.pages().items():
+        if not name.startswith(f"{axis.id}["):
+            continue
+        for units in {tuple(sorted(finding.units)) for finding in page.probes}:
+            first = UnitGroup(axis.id, units[:1]).id  # each group is on the pages of all its units
+            proven = ledger.evidence(page, units, ecology.tick, ecology.terms) is not None
+            if name == first and proven and living.issuperset(units):
                 found.append(units)
-    return found
+    return sorted(found)
