@@ -69,6 +69,11 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, Any]] = {
     "quantize-layers": ({"nodes": ["relu"]}, "no-weight", "mode", "int1"),
     "quantize-phage": ({"region": "phage:none"}, "unknown-target", "mode", "int1"),
     "dequantize-layers": ({"nodes": [NODE]}, "not-quantised", "nodes", []),
+    "lower-linear": ({"node": "relu", "kernel": "int8_linear"}, "no-weight", "kernel", "fast"),
+    "lower-gated-mlp": ({"node": NODE}, "no-gated-mlp", "rows", -1),
+    "lower-low-rank": ({"node": NODE}, "no-low-rank-pair", "node", 3),
+    "lower-attention-projections": ({"node": NODE}, "no-projections", "node", 3),
+    "raise-kernel": ({"node": NODE}, "no-kernel", "node", 3),
 }  # fmt: skip
 
 
