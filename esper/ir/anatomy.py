@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from esper.ir.asleep import is_gone, sleeping
 from esper.ir.collection import no_collection
 from esper.ir.kernels import PACKED
+from esper.ir.packed_axes import is_gone, sleeping
 from esper.ir.pins import pinned_axes, pinned_regions
 from esper.ir.rules.contraction import KERNEL
 from esper.ir.rules.recurrent import GATES
@@ -301,7 +301,7 @@ def _single(table: AxisTable, identities: Identities, found: dict[str, int]) -> 
 
 
 def _asleep(table: AxisTable, identities: Identities, found: Set[str]) -> dict[str, Axis]:
-    """Axes that live in nothing but packed tensors; see `esper.ir.asleep`."""
+    """Axes that live in nothing but packed tensors; see `esper.ir.packed_axes`."""
     axes: dict[str, Axis] = {}
     for name, tensor in sleeping(identities, found, table.tensors.keys()).items():
         identity = identities.axes[name]

@@ -9,7 +9,7 @@ import torch
 
 from esper.ir import modes
 from esper.ir.anatomy import NO_LEAF, leaves
-from esper.ir.asleep import is_gone
+from esper.ir.packed_axes import is_gone
 from esper.ir.printer import print_node
 from esper.ir.scope import Scope
 from esper.ir.shapes import describe
