@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import fx
 
-from esper.ir import asleep
+from esper.ir import packed_axes
 from esper.ir.ecology import Immunity, SlotLife, Sparsity
 from esper.ir.modes import set_path
 from esper.ir.origin import set_origin
@@ -210,7 +210,7 @@ class Applier:
         identities = self._model.identities
         before = identities.copy()
         self._journal.add(lambda: identities.assign(before))
-        asleep.rearrange(identities, self._model.canonical_names()[name], op.dims)
+        packed_axes.rearrange(identities, self._model.canonical_names()[name], op.dims)
 
     def _drop(self, tensor: torch.Tensor) -> None:
         for table, leaf in self._places(tensor):

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -24,6 +23,8 @@ class CostMeter:
 
     def step(self, model: Model, inputs: torch.Tensor) -> None:
         """One more step on a batch like this."""
+        from torch.utils.flop_counter import FlopCounterMode  # imports Triton where there is one
+
         key = (len(model.history), tuple(inputs.shape))
         if key != self._key:
             # What is only counted draws no random numbers from those of training.

@@ -17,9 +17,9 @@ from torch import nn
 import esper
 from esper.errors import InputError, VerificationError
 from esper.ir import kernels
-from esper.ir.asleep import rearrange
 from esper.ir.model import Model
 from esper.ir.origin import Origin, origin_of
+from esper.ir.packed_axes import rearrange
 from esper.ir.verifier import verify
 from esper.propose import LowerLinear, RaiseKernel
 from tests.passes.sparse_models import forms

@@ -52,7 +52,7 @@ def test_symbolic_sizes(problem: Problem) -> None:
 
 
 class Network(nn.Module):
-    """Every operator, one behind another."""
+    """Every operator that takes these sizes, one behind another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,6 +76,7 @@ class Network(nn.Module):
         x = ops.low_rank_linear(torch.relu(x), self.down, self.up, self.bias)
         x = ops.int8_linear(x, self.integers, self.scale, self.bias)
         x = ops.vnm_int8_linear(x, self.packed, self.packed_scale, self.index, None, *pattern)
+        x = ops.vnm_dynamic_linear(x, self.packed, self.packed_scale, self.index, None, *pattern)
         x = x + ops.gated_linear(
             x, self.values, self.values, None, None, self.index, self.index, "silu", *pattern
         )
@@ -122,7 +123,8 @@ def test_exported_saved_and_loaded() -> None:
     file.seek(0)
     loaded = torch.export.load(file)
     names = {str(node.target) for node in loaded.graph.nodes if node.op == "call_function"}
-    assert {f"esper.{name}.default" for name in ops.__all__} <= names
+    sized = set(ops.__all__) - {"sparse24_linear"}  # which takes half precision and more columns
+    assert {f"esper.{name}.default" for name in sized} <= names
     for batch in (2, 5):
         x = torch.randn(batch, 6, 16)
         assert torch.equal(loaded.module()(x), network(x))
