@@ -76,6 +76,7 @@ class Network(nn.Module):
         x = ops.low_rank_linear(torch.relu(x), self.down, self.up, self.bias)
         x = ops.int8_linear(x, self.integers, self.scale, self.bias)
         x = ops.vnm_int8_linear(x, self.packed, self.packed_scale, self.index, None, *pattern)
+        x = ops.vnm_dynamic_linear(x, self.packed, self.packed_scale, self.index, None, *pattern)
         x = x + ops.gated_linear(
             x, self.values, self.values, None, None, self.index, self.index, "silu", *pattern
         )

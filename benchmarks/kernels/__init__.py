@@ -1,0 +1,1 @@
+"""The committed tables of `esper bench kernels`."""
