@@ -51,7 +51,10 @@ def fitting_pattern(model: Model, proposal: Proposal) -> Refusal | None:
         pattern = Pattern.parse(proposal.pattern, proposal.density, dim)
     except ValueError as error:
         return Refusal(
-            "unknown-pattern", str(error), proposal.tensor, "use N:M, V:N:M or RxC, as 2:4 or 16x16"
+            "unknown-pattern",
+            str(error),
+            proposal.tensor,
+            "use one of these forms, with no more of a group on than it has",
         )
     why = pattern.misfit(tuple(model.get_parameter(proposal.tensor).shape))
     if not why:

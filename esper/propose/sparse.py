@@ -36,7 +36,7 @@ class SetMask(_OnTensor):
     that come on by that start at zero.
 
     Attributes:
-        pattern: N:M, V:N:M or RxC (`esper.ir.patterns`).
+        pattern: N:M, V:N:M, V:N:MxC or RxC (`esper.ir.patterns`).
         density: share of blocks that stay on; of no meaning for N:M.
         dim: dim along which groups run; by default the one that is contracted.
         scores: digest of a payload `{"scores": tensor}` of the weight's shape, higher matters

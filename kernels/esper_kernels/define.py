@@ -1,21 +1,32 @@
-"""One way in which all operators are made."""
+"""One way in which all operators are made.
+
+They are defined through `torch.library` directly, which is what `torch.library.custom_op` does less
+two things that cost more than a small product: its check at every call that results share no memory
+with arguments (a test makes it here), and an import of the compiler before the first one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
-from torch.library import custom_op, infer_schema
+from torch._ops import OpOverload
+from torch.library import infer_schema
 
 from esper_kernels.on_gpu import triton_of
 
 
 def define(
-    name: str, shape: Callable[..., Any], compute: Callable[..., Any], cpu: ModuleType
-) -> CustomOpDef:
+    name: str,
+    shape: Callable[..., Any],
+    compute: Callable[..., Any],
+    cpu: ModuleType,
+    devices: Sequence[str] = ("cpu", "cuda"),
+) -> OpOverload[..., Any]:
     """The operator `esper::name`, opaque to compilers and exporters.
 
     Args:
@@ -25,22 +36,28 @@ def define(
         compute: `compute(kernels, *arguments)` is the operator with the functions of one device,
             for a first argument that is not empty. Where it is, the result is zero or empty.
         cpu: those functions for a CPU. For CUDA they are in `triton`, in the same folder.
+        devices: where the operator runs.
     """
-    folder = cpu.__name__.split(".")[-2]
+    folder, full = cpu.__name__.split(".")[-2], f"esper::{name}"
 
-    def call(kernels: Callable[[], ModuleType], arguments: tuple[Any, ...]) -> Any:
+    def call(kernels: Callable[[], ModuleType], *arguments: Any) -> Any:
         blank = shape(*arguments)
         if arguments[0].numel() == 0:
             return blank.zero_() if isinstance(blank, Tensor) else tuple(t.zero_() for t in blank)
         return compute(kernels(), *arguments)
 
-    operator = custom_op(
-        f"esper::{name}",
-        lambda *arguments: call(lambda: triton_of(folder), arguments),
-        mutates_args=(),
-        device_types="cuda",
-        schema=infer_schema(shape, mutates_args=()),
-    )
-    operator.register_kernel("cpu", lambda *arguments: call(lambda: cpu, arguments))
-    operator.register_fake(shape)
+    schema = infer_schema(shape, mutates_args=())
+    torch.library.define(full, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    kernels = {"cpu": lambda: cpu, "cuda": lambda: triton_of(folder)}
+    for device in devices:
+        torch.library.impl(full, device, partial(call, kernels[device]))
+    torch.library.register_fake(full, shape)
+    operator: OpOverload[..., Any] = getattr(torch.ops.esper, name).default
     return operator
+
+
+def differentiate(
+    operator: OpOverload[..., Any], backward: Callable[..., Any], save: Callable[..., None]
+) -> None:
+    """Give an operator its gradient, as `torch.library.register_autograd` wants it."""
+    torch.library.register_autograd(operator, backward, setup_context=save)

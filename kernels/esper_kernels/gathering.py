@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Second-level cache in bytes, about. Pieces of 1 to 4 MiB differ by less than their noise; without
-# pieces, many inputs at half density take twice the time (vnm_linear/README.md).
-_PIECE = 2 << 20
+# Bytes gathered at once. Much less costs calls; over 32 MiB takes twice the time, since glibc then
+# maps memory anew at each allocation (mallopt(3), M_MMAP_THRESHOLD).
+_GATHERED = 16 << 20
 
 
 def whole_runs(x: Tensor, run: int) -> Tensor:
@@ -18,18 +19,28 @@ def whole_runs(x: Tensor, run: int) -> Tensor:
     return functional.pad(x, (0, short)) if short else x
 
 
-def pieces(groups: int, size: int) -> Iterator[slice]:
-    """Slices of groups that together gather about a cache of inputs; a group takes `size` bytes."""
-    step = max(1, _PIECE // max(1, size))
+def pieces(groups: int, size: int, most: int = _GATHERED) -> Iterator[slice]:
+    """Slices of groups that take `most` bytes together, where each takes `size`; at least one."""
+    step = max(1, most // max(1, size))
     for first in range(0, groups, step):
         yield slice(first, min(first + step, groups))
 
 
 def gather_rows(x: Tensor, index: Tensor, run: int) -> Tensor:
-    """x (M, K) at the runs of n groups (n, kept), as (n, M, kept * run)."""
-    if run > 1:
-        x = x.view(len(x), -1, run)
-    return x.index_select(1, index.flatten()).view(len(x), len(index), -1).transpose(0, 1)
+    """x (M, K) at the runs of n groups (n, kept), as (n, M, kept * run).
+
+    For four bytes and more a view, whose groups lie side by side in each row: MKL multiplies that
+    as it is. oneDNN would copy it, so two-byte types are gathered group by group.
+    """
+    samples, (groups, kept) = len(x), index.shape
+    if x.element_size() > 2:
+        if run > 1:
+            x = x.view(samples, -1, run)
+        return x.index_select(1, index.flatten()).view(samples, groups, -1).transpose(0, 1)
+    runs = x.shape[1] // run
+    first = torch.arange(0, samples * runs, runs, dtype=index.dtype).unsqueeze(1)
+    every = (index.unsqueeze(1) + first).flatten()  # (n, M, kept)
+    return x.view(-1, run).index_select(0, every).view(groups, samples, kept * run)
 
 
 def gather_columns(xt: Tensor, index: Tensor, run: int) -> Tensor:

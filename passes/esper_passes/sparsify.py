@@ -30,7 +30,10 @@ class Sparsify(Pass):
 
     pattern: str = field(
         default="2:4",
-        metadata={"doc": f"N:M, V:N:M (alike in runs of V outputs), RxC blocks, block is {_BLOCK}"},
+        metadata={
+            "doc": "N:M, V:N:M (alike for V outputs), V:N:MxC (the same of runs of C inputs), RxC "
+            f"blocks, block is {_BLOCK}"
+        },
     )
     density: float = field(default=0.5, metadata={"doc": "share of blocks that stay"})
     saliency: Literal["magnitude", "taylor", "fisher", "random"] = field(

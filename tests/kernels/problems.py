@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from esper_kernels.int8 import quantize
 from esper_kernels.int8_linear import reference as int8_linear
 from esper_kernels.low_rank_linear import reference as low_rank_linear
 from esper_kernels.run_sparse import RunSparse
+from esper_kernels.vnm_dynamic_linear import reference as vnm_dynamic_linear
 from esper_kernels.vnm_int8_linear import reference as vnm_int8_linear
 from esper_kernels.vnm_linear import reference as vnm_linear
 
@@ -43,6 +45,7 @@ class Problem:
         weights: `weights(sizes, dtype)` gives all arguments behind x.
         trains: positions, among all arguments, of what has a gradient.
         dims: of x.
+        smooth: whether its gradient is its derivative.
     """
 
     op: Any
@@ -50,6 +53,7 @@ class Problem:
     weights: Callable[[Sizes, torch.dtype], list[Any]]
     trains: tuple[int, ...]
     dims: int = 2
+    smooth: bool = True
 
     def arguments(self, sizes: Sizes, dtype: torch.dtype) -> list[Any]:
         """All arguments; x is (samples, inputs), or (2, samples, inputs)."""
@@ -78,7 +82,7 @@ def sparse(sizes: Sizes, dtype: torch.dtype) -> RunSparse:
 
 def dense(outputs: int, inputs: int) -> Tensor:
     """A weight that keeps the size of what it multiplies."""
-    return torch.randn(outputs, inputs) / inputs**0.5
+    return torch.randn(outputs, inputs) / math.sqrt(inputs)
 
 
 def _bias(sizes: Sizes, dtype: torch.dtype) -> Tensor | None:
@@ -129,6 +133,9 @@ PROBLEMS = {
     "vnm_linear": Problem(ops.vnm_linear, vnm_linear.forward, _vnm, (0, 1, 3)),
     "int8_linear": Problem(ops.int8_linear, int8_linear.forward, _int8, (0, 3)),
     "vnm_int8_linear": Problem(ops.vnm_int8_linear, vnm_int8_linear.forward, _vnm_int8, (0, 4)),
+    "vnm_dynamic_linear": Problem(
+        ops.vnm_dynamic_linear, vnm_dynamic_linear.forward, _vnm_int8, (0, 4), smooth=False
+    ),
     "low_rank_linear": Problem(
         ops.low_rank_linear, low_rank_linear.forward, _low_rank, (0, 1, 2, 3)
     ),

@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from esper_kernels import ops
 from tests.kernels.problems import PROBLEMS, Problem, Sizes
 
 EACH = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+SMOOTH_ONES = {name: problem for name, problem in PROBLEMS.items() if problem.smooth}
+SMOOTH = pytest.mark.parametrize("problem", SMOOTH_ONES.values(), ids=SMOOTH_ONES)
 # Results are about 1 in size. Two-byte types are rounded more than once on the way.
 TOLERANCES = {
     torch.float64: 1e-12,
@@ -47,7 +50,7 @@ SIZES = st.builds(
 
 
 @EACH
-@settings(max_examples=20)
+@settings(max_examples=50)
 @given(sizes=SIZES, dtype=st.sampled_from(list(TOLERANCES)))
 def test_values(problem: Problem, sizes: Sizes, dtype: torch.dtype) -> None:
     arguments = problem.arguments(sizes, dtype)
@@ -82,20 +85,20 @@ def test_leading_dims(problem: Problem) -> None:
     agree(problem.op(x[0], *weights), expected[0])
 
 
-@EACH
+@SMOOTH
 @pytest.mark.parametrize("samples", [0, 1])
 def test_few_samples(problem: Problem, samples: int) -> None:
     arguments = problem.trainable(Sizes(samples=samples), torch.float32)
     found, expected = problem.op(*arguments), problem.reference(*arguments)
     agree(found, expected)
     leaves = [arguments[position] for position in problem.trains]
-    ours = torch.autograd.grad(sum(t.square().sum() for t in outputs(found)), leaves)
-    theirs = torch.autograd.grad(sum(t.square().sum() for t in outputs(expected)), leaves)
+    ours = torch.autograd.grad([t.square().sum() for t in outputs(found)], leaves)
+    theirs = torch.autograd.grad([t.square().sum() for t in outputs(expected)], leaves)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-@EACH
+@SMOOTH
 @pytest.mark.parametrize("sizes", [Sizes(3, 13, 10, 4, 3), Sizes(2, 8, 5, 16, 1, bias=False)])
 def test_gradients(problem: Problem, sizes: Sizes) -> None:
     arguments = problem.trainable(sizes, torch.float64)
@@ -103,7 +106,7 @@ def test_gradients(problem: Problem, sizes: Sizes) -> None:
     assert torch.autograd.gradgradcheck(problem.op, arguments, fast_mode=True)
 
 
-@EACH
+@SMOOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_in_narrow_types(problem: Problem, dtype: torch.dtype) -> None:
     arguments = problem.trainable(Sizes(samples=16), dtype)
@@ -125,6 +128,37 @@ def test_gradients_in_narrow_types(problem: Problem, dtype: torch.dtype) -> None
         assert one.dtype == dtype
         error = (one.double() - other).norm() / other.norm()
         assert error < {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+
+
+def test_rounding_is_passed_straight_through() -> None:
+    arguments = PROBLEMS["vnm_dynamic_linear"].trainable(Sizes(), torch.float64)
+    leaves = [arguments[0], arguments[4]]
+    direction = torch.randn(5, 20, dtype=torch.float64)
+    ours = torch.autograd.grad(ops.vnm_dynamic_linear(*arguments), leaves, direction)
+    theirs = torch.autograd.grad(ops.vnm_int8_linear(*arguments), leaves, direction)
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("samples", [0, 4])
+def test_no_inputs_of_size(samples: int) -> None:
+    """Rows of zeros are rounded to zeros."""
+    arguments = PROBLEMS["vnm_dynamic_linear"].arguments(Sizes(samples=samples), torch.float32)
+    arguments[0].zero_()
+    assert torch.equal(ops.vnm_dynamic_linear(*arguments), arguments[4].expand(samples, -1))
+
+
+@EACH
+@pytest.mark.parametrize("samples", [1, 6])
+def test_results_share_no_memory(problem: Problem, samples: int) -> None:
+    arguments = problem.arguments(Sizes(samples=samples), torch.float32)
+    found = outputs(problem.op(*arguments))
+    given = [t for t in arguments if isinstance(t, Tensor)]
+    before = [t.clone() for t in given]
+    storages = [t.untyped_storage().data_ptr() for t in (*found, *given)]
+    assert len(set(storages)) == len(storages)
+    for result in found:
+        result.fill_(7)
+    assert all(torch.equal(one, other) for one, other in zip(given, before, strict=True))
 
 
 @EACH

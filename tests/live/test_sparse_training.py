@@ -77,7 +77,7 @@ def test_dense_gradients_are_those_of_the_weight_as_used(network: Model) -> None
     assert torch.equal(session.signals.scores("head.weight", "magnitude"), weight.abs())
 
 
-@pytest.mark.parametrize("pattern", ["5:2:4", "2x3"])
+@pytest.mark.parametrize("pattern", ["5:2:4", "2x3", "5:1:2x3"])
 def test_gates_of_cells_are_derivatives(network: Model, pattern: str) -> None:
     session = _session(network, "sgd")
     with pytest.raises(esper.EsperError, match="set-mask"):
@@ -106,7 +106,7 @@ def test_gates_of_cells_are_derivatives(network: Model, pattern: str) -> None:
     assert not gates.grad[~on].any()
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "5:2:4", "2x2", "1x1"])
+@pytest.mark.parametrize("pattern", ["2:4", "5:2:4", "5:1:2x3", "2x2", "1x1"])
 def test_regrowth_keeps_the_number_and_the_pattern(network: Model, pattern: str) -> None:
     session = _session(network)
     generator = torch.Generator().manual_seed(0)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import esper
+from esper import pipeline
 from esper.ir.emptied import unfed, unheard
 from esper.ir.model import Model
 from esper.ir.sparsity import masks
@@ -29,6 +30,7 @@ from esper.propose import (
     WidenUnits,
     parse,
 )
+from esper_kernels.run_sparse import RunSparse
 from esper_passes.compact import Compact
 from esper_passes.sparsify import Sparsify
 from tests import oracle
@@ -75,6 +77,7 @@ ALL = (
     ("up.weight", "4:2:4"),
     ("mix.weight", "1:2"),
     ("fc.weight", "2:4"),
+    ("pre.weight", "4:1:2x4"),
     ("right", "2x2"),
 )
 
@@ -85,7 +88,7 @@ def test_a_masked_weight_is_one_with_zeros(mixed: tuple[Model, torch.Tensor]) ->
     found = masks(masked)
     assert {name: mask.life.pattern for name, mask in found.items()} == dict(ALL)
     assert {name: mask.life.dim for name, mask in found.items()} == {
-        "up.weight": 1, "mix.weight": 1, "fc.weight": 1, "right": 0
+        "up.weight": 1, "mix.weight": 1, "fc.weight": 1, "pre.weight": 1, "right": 0
     }  # fmt: skip
     assert all(mask.intact and mask.density == 0.5 for mask in found.values())
     reference, poisoned = copy.deepcopy(model), copy.deepcopy(masked)
@@ -276,6 +279,18 @@ def test_compaction_keeps_the_function(mixed: tuple[Model, torch.Tensor]) -> Non
     assert not any("mask" in name for name, _ in compact.all_tensors())
     _, records, remarks = drive(Compact(), compact)
     assert (records, [remark.code for remark in remarks]) == ([], ["no-mask"])
+
+
+def test_the_pass_masks_runs_of_inputs(mixed: tuple[Model, torch.Tensor]) -> None:
+    text = "sparsify{pattern=4:1:2x4 only=fc.*}"
+    assert pipeline.parse(text).text() == text
+    (pass_,) = pipeline.parse(text).items
+    sparse, records, _ = drive(pass_.instance, mixed[0])
+    assert {r.kind for r in records} == {"passed"}
+    weight = sparse.get_parameter("fc.weight")
+    packed = RunSparse.pack(weight, 4, 4)
+    assert packed.density == 0.5
+    assert torch.equal(packed.unpack(), weight)
 
 
 def test_the_pass_masks_what_the_pattern_divides(mixed: tuple[Model, torch.Tensor]) -> None:

@@ -12,5 +12,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(B, S, K) to three of (B, heads, S, head_size), see `reference.forward`."""
     fused = torch.unflatten(functional.linear(x, weight, bias), -1, (-1, head_size))
-    q, k, v = torch.split(fused.transpose(1, 2), [heads, kv_heads, kv_heads], 1)
-    return q.contiguous(), k.contiguous(), v.contiguous()
+    q, k, v = (
+        part.clone(memory_format=torch.contiguous_format)  # three results share no memory
+        for part in torch.split(fused.transpose(1, 2), [heads, kv_heads, kv_heads], 1)
+    )
+    return q, k, v

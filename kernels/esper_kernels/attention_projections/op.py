@@ -10,7 +10,7 @@ from torch import Tensor
 
 from esper_kernels.arguments import check_bias, check_dtype, check_input, check_shape
 from esper_kernels.attention_projections import cpu
-from esper_kernels.define import define
+from esper_kernels.define import define, differentiate
 
 _NAME = "esper::attention_projections"
 
@@ -71,4 +71,4 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-attention_projections.register_autograd(_backward, setup_context=_save)
+differentiate(attention_projections, _backward, _save)

@@ -22,7 +22,7 @@ from esper_kernels.arguments import (
     flat,
     untrained,
 )
-from esper_kernels.define import define
+from esper_kernels.define import define, differentiate
 from esper_kernels.gated_linear import cpu
 from esper_kernels.gated_linear.product import Weight
 
@@ -101,4 +101,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dgate, dup, *(None,) * 7
 
 
-gated_linear.register_autograd(_backward, setup_context=_save)
+differentiate(gated_linear, _backward, _save)

@@ -18,7 +18,7 @@ from esper_kernels.arguments import (
     flat,
     untrained,
 )
-from esper_kernels.define import define
+from esper_kernels.define import define, differentiate
 from esper_kernels.int8_linear import cpu
 
 _NAME = "esper::int8_linear"
@@ -91,5 +91,5 @@ def _backward_of_x(ctx: Any, onto: Tensor) -> tuple[Tensor | None, ...]:
     return int8_linear(onto, values, scale, None), None, None
 
 
-int8_linear.register_autograd(_backward, setup_context=_save)
-backward_x.register_autograd(_backward_of_x, setup_context=_save_x)
+differentiate(int8_linear, _backward, _save)
+differentiate(backward_x, _backward_of_x, _save_x)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from esper_kernels.arguments import check_bias, check_dtype, check_input, check_matrix, flat
-from esper_kernels.define import define
+from esper_kernels.define import define, differentiate
 from esper_kernels.low_rank_linear import cpu
 
 _NAME = "esper::low_rank_linear"
@@ -56,4 +56,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return dx, ddown, dup, rows.sum(0) if for_bias else None
 
 
-low_rank_linear.register_autograd(_backward, setup_context=_save)
+differentiate(low_rank_linear, _backward, _save)

@@ -19,13 +19,30 @@ from esper_kernels.arguments import (
     flat,
     untrained,
 )
-from esper_kernels.define import define
+from esper_kernels.define import define, differentiate
 from esper_kernels.vnm_int8_linear import cpu
 
 _NAME = "esper::vnm_int8_linear"
 
 
 # -- forward ---------------------------------------------------------------------------------------
+
+
+def check(
+    op: str,
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    index: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    run: int,
+) -> None:
+    """Arguments go together."""
+    check_input(op, x)
+    check_int8(op, values, scale)
+    check_runs(op, values, index, rows, run, x.shape[-1])
+    check_bias(op, bias, x, values.shape[0])
 
 
 def _shape(
@@ -37,14 +54,11 @@ def _shape(
     rows: int,
     run: int,
 ) -> Tensor:
-    check_input(_NAME, x)
-    check_int8(_NAME, values, scale)
-    check_runs(_NAME, values, index, rows, run, x.shape[-1])
-    check_bias(_NAME, bias, x, values.shape[0])
+    check(_NAME, x, values, scale, index, bias, rows, run)
     return x.new_empty(*x.shape[:-1], values.shape[0])
 
 
-def _compute(
+def compute(
     kernels: ModuleType,
     x: Tensor,
     values: Tensor,
@@ -54,13 +68,14 @@ def _compute(
     rows: int,
     run: int,
 ) -> Tensor:
+    """The operator with the functions of one device."""
     out: Tensor = kernels.forward(
         flat(x), values.contiguous(), scale, index.contiguous(), bias, rows, run
     )
     return out.reshape(*x.shape[:-1], len(values))
 
 
-vnm_int8_linear = define("vnm_int8_linear", _shape, _compute, cpu)
+vnm_int8_linear = define("vnm_int8_linear", _shape, compute, cpu)
 
 
 # -- gradient of x ---------------------------------------------------------------------------------
@@ -97,14 +112,16 @@ backward_x = define("vnm_int8_linear_backward_x", _shape_x, _compute_x, cpu)
 # -- autograd --------------------------------------------------------------------------------------
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keep what the gradient of x needs, which is not x."""
     x, values, scale, index, _, ctx.rows, ctx.run = inputs
     untrained(_NAME, scale)
     ctx.inputs = x.shape[-1]
     ctx.save_for_backward(values, scale, index)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of x and bias."""
     values, scale, index = ctx.saved_tensors
     rows = grad.reshape(-1, values.shape[0])
     dx = None
@@ -126,5 +143,5 @@ def _backward_of_x(ctx: Any, onto: Tensor) -> tuple[Tensor | None, ...]:
     return dgrad, None, None, None, None, None, None
 
 
-vnm_int8_linear.register_autograd(_backward, setup_context=_save)
-backward_x.register_autograd(_backward_of_x, setup_context=_save_x)
+differentiate(vnm_int8_linear, backward, save)
+differentiate(backward_x, _backward_of_x, _save_x)

@@ -19,7 +19,7 @@ from esper_kernels.arguments import (
     check_runs,
     flat,
 )
-from esper_kernels.define import define
+from esper_kernels.define import define, differentiate
 from esper_kernels.vnm_linear import cpu
 
 _NAME = "esper::vnm_linear"
@@ -157,6 +157,6 @@ def _backward_of_values(ctx: Any, onto: Tensor) -> tuple[Tensor | None, ...]:
     return dgrad, dx, None, None, None
 
 
-vnm_linear.register_autograd(_backward, setup_context=_save)
-backward_x.register_autograd(_backward_of_x, setup_context=_save_x)
-backward_values.register_autograd(_backward_of_values, setup_context=_save_values)
+differentiate(vnm_linear, _backward, _save)
+differentiate(backward_x, _backward_of_x, _save_x)
+differentiate(backward_values, _backward_of_values, _save_values)

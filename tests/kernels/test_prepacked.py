@@ -1,0 +1,112 @@
+"""Layouts kept beside a weight follow it, and go when it goes."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esper_kernels import ops
+from esper_kernels.prepacked import Prepacked, keeps
+from esper_kernels.vnm_linear import cpu, reference
+from tests.kernels.problems import Sizes, sparse
+
+SIZES = Sizes(samples=16, inputs=24, outputs=20)  # as many samples as have a layout kept
+
+
+def product(values: Tensor, index: Tensor, x: Tensor) -> Tensor:
+    out: Tensor = ops.vnm_linear(x, values, index, None, SIZES.rows, SIZES.run)
+    expected = reference.forward(x, values, index, None, SIZES.rows, SIZES.run)
+    torch.testing.assert_close(out, expected)
+    return out
+
+
+def _load(values: Tensor) -> None:
+    module = nn.Module()
+    module.register_buffer("values", values)
+    module.load_state_dict({"values": torch.randn_like(values)})
+
+
+def _replace(values: Tensor) -> None:
+    values.data = torch.randn_like(values)
+
+
+CHANGES: dict[str, Callable[[Tensor], object]] = {
+    "in place": lambda values: values.mul_(3),
+    "by index": lambda values: values[3].fill_(2),
+    "copied onto": lambda values: values.copy_(torch.ones_like(values)),
+    "through a view": lambda values: values.view(-1)[5:9].zero_(),
+    "detached": lambda values: values.detach().add_(1),
+    "loaded": _load,
+    "new storage": _replace,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_updates_are_followed(change: Callable[[Tensor], object]) -> None:
+    packed, x = sparse(SIZES, torch.float32), torch.randn(16, 24)
+    before = product(packed.values, packed.index, x)
+    with torch.no_grad():
+        change(packed.values)
+    assert not torch.equal(product(packed.values, packed.index, x), before)
+
+
+def test_weights_that_train_have_none() -> None:
+    """Optimizers and averages write through `.data`, which no counter sees."""
+    packed, x = sparse(SIZES, torch.float32), torch.randn(16, 24)
+    values = nn.Parameter(packed.values)
+    before = len(cpu._turned)
+    one = product(values, packed.index, x)
+    values.data.mul_(2)
+    torch.testing.assert_close(product(values, packed.index, x), 2 * one)
+    assert len(cpu._turned) == before
+
+
+def test_layouts_go_with_their_weight() -> None:
+    packed, x = sparse(SIZES, torch.float32), torch.randn(16, 24)
+    gc.collect()
+    before = len(cpu._turned)
+    product(packed.values, packed.index, x)
+    assert len(cpu._turned) == before + 1
+    again = copy.deepcopy(packed.values)
+    product(again, packed.index, x)
+    assert len(cpu._turned) == before + 2
+    del packed, again
+    gc.collect()
+    assert len(cpu._turned) == before
+
+
+def test_built_once() -> None:
+    built: list[int] = []
+
+    def build(weight: Tensor, size: int) -> Tensor:
+        built.append(size)
+        return weight.clone()
+
+    layouts = Prepacked(build)
+    weight = torch.randn(4)
+    assert layouts(weight, 1) is layouts(weight, 1)
+    layouts(weight, 2)
+    assert built == [1, 2]
+    weight.add_(1)
+    assert torch.equal(layouts(weight, 2), weight)
+    assert built == [1, 2, 2]
+
+
+def test_what_has_no_layout() -> None:
+    weight = torch.randn(4, 6)
+    assert keeps(weight)
+    assert not keeps(weight.t())
+    assert not keeps(nn.Parameter(weight))
+    with torch.inference_mode():
+        assert not keeps(torch.randn(4, 6))  # writes to it are not counted
+        values = sparse(SIZES, torch.float32)
+        one = product(values.values, values.index, torch.ones(16, 24))
+        values.values.mul_(2)
+        torch.testing.assert_close(
+            product(values.values, values.index, torch.ones(16, 24)), 2 * one
+        )
