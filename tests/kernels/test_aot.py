@@ -30,7 +30,7 @@ SUBSET = [
     "int8_linear, bfloat16, int8, 16x32x256 warps 4 stages 4",
     "vnm_int8_linear, bfloat16, 128x16 int8, 64x64x128 warps 8 stages 4",
     "gated_linear, bfloat16, 128x16, 16x64x128 warps 4 stages 4 swap",
-    "gated_linear, bfloat16, int8, 16x64x128 warps 4 stages 4",
+    "gated_linear, bfloat16, dense int8, 16x64x128 warps 4 stages 4",
     "low_rank_linear, bfloat16, rank 512, 16x32x128 warps 4 stages 4 split 4",
     "attention_projections, bfloat16, 32 + 2 x 8 heads, 128x128x64 warps 8 stages 4",
     "sparse24_linear, bfloat16, 2:4, 16x32x64 warps 8 stages 1",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from esper_kernels.arguments import check_bias, check_dtype, check_matrix, check_shape, flat
-from esper_kernels.define import define
+from esper_kernels.define import define, differentiate
 from esper_kernels.sparse24 import COLUMNS, DTYPES, ROWS
 from esper_kernels.sparse24_linear import cpu
 
@@ -151,6 +151,6 @@ def _backward_of_values(ctx: Any, onto: Tensor) -> tuple[Tensor | None, ...]:
     return dgrad, dx, None
 
 
-sparse24_linear.register_autograd(_backward, setup_context=_save)
-backward_x.register_autograd(_backward_of_x, setup_context=_save_x)
-backward_values.register_autograd(_backward_of_values, setup_context=_save_values)
+differentiate(sparse24_linear, _backward, _save)
+differentiate(backward_x, _backward_of_x, _save_x)
+differentiate(backward_values, _backward_of_values, _save_values)
