@@ -14,4 +14,5 @@ else:
     from tests.kernels.interpreted import interpreter
 
     interpreter.patch_once()
+    interpreter.take_scalars()
     interpreter.refuse_races()

@@ -1,4 +1,4 @@
-"""Changes to Triton's interpreter: it becomes faster, and sees programs that write to one place."""
+"""Changes to Triton's interpreter, which becomes faster and sees programs write to one place."""
 
 from __future__ import annotations
 
@@ -27,6 +27,17 @@ def patch_once() -> None:
 
     interpreter._patch_lang = patch_new
     interpreter.GridExecutor.__call__ = execute_anew
+
+
+def take_scalars() -> None:
+    """Let a number be taken from an array of one, as Triton 3.6 does and NumPy no longer allows."""
+    patch = interpreter._patch_lang_tensor
+
+    def patch_too(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_too
 
 
 def refuse_races() -> None:
