@@ -43,6 +43,9 @@ SUITES = {
     "stages": Suite("live/stages.py", "the storyboards' tables over 10 paired seeds"),
     "stages_long": Suite("live/stages.py", "the same in their long forms (an hour)", ("--long",)),
     "signals_cost": Suite("live/signals_cost.py", "what boundary signals cost a training step"),
+    "cpu_designs": Suite(
+        "kernels/cpu_designs.py", "run-sparse layers on a CPU beside the designs that lost"
+    ),
     "minilm": Suite("end_to_end/minilm.py", "MiniLM pruned within 1%, every backend beside it"),
     "minilm_held_out": Suite(
         "end_to_end/minilm_held_out.py", "what the pruned MiniLM forgot, on unseen texts"

@@ -30,8 +30,9 @@ _START = re.compile(r"<!-- /?(?:figures|capture)\b")
 
 
 def pages() -> list[Path]:
-    """README and the documentation."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    """README, the documentation, and the pages of the kernels."""
+    kernels = sorted((ROOT / "kernels").glob("**/README.md"))
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *kernels]
 
 
 def rewrite(page: str, results: Path = RESULTS, captures: Path = CAPTURES) -> str:

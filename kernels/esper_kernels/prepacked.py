@@ -8,15 +8,21 @@ state dicts and exported programs hold the weight alone.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, MutableMapping
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 T = TypeVar("T")
-Key = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Entry(Generic[T]):
+    weight: weakref.ref[Tensor]
+    state: tuple[int, ...]
+    layout: T
 
 
 class Prepacked(Generic[T]):
@@ -28,20 +34,25 @@ class Prepacked(Generic[T]):
 
     def __init__(self, build: Callable[..., T]) -> None:
         self.build = build
-        self._kept: MutableMapping[Tensor, tuple[Key, T]] = WeakTensorKeyDictionary()
-        self._lock = threading.Lock()
+        self._kept: dict[int, _Entry[T]] = {}
 
     def __call__(self, weight: Tensor, *sizes: int) -> T:
         """The layout of the weight as it is now."""
-        key: Key = (weight._version, weight.data_ptr(), *sizes)
-        with self._lock:
-            found = self._kept.get(weight)
-        if found is not None and found[0] == key:
-            return found[1]
+        state = (weight._version, weight.data_ptr(), *sizes)
+        name = id(weight)
+        entry = self._kept.get(name)
+        # Another weight may have the number of one that is gone: the reference tells.
+        if entry is not None and entry.state == state and entry.weight() is weight:
+            return entry.layout
         layout = self.build(weight, *sizes)
-        with self._lock:
-            self._kept[weight] = (key, layout)
+        reference = weakref.ref(weight, lambda gone: self._forget(name, gone))
+        self._kept[name] = _Entry(reference, state, layout)
         return layout
+
+    def _forget(self, name: int, gone: weakref.ref[Tensor]) -> None:
+        entry = self._kept.get(name)
+        if entry is not None and entry.weight is gone:
+            del self._kept[name]
 
     def __len__(self) -> int:
         """Number of weights with a layout."""

@@ -159,7 +159,7 @@ def _int8(kind: _Kind) -> Iterator[Case]:
     grad, scale = kind.new(TOKENS, SIZE), kind.scale(SIZE)
     for pattern, (weight, index, rows) in weights.items():
         op = "int8_linear" if index is None else "vnm_int8_linear"
-        for c in kind.configs(configs.LINEAR_32, configs.LINEAR_8):
+        for c in kind.configs(configs.LINEAR_8_32, configs.LINEAR_8):
             few = kind.new(c.block_m, SIZE)
             yield kind.case(
                 op, pattern, c, linear.launches, few, weight, index, scale, None, rows, RUN
@@ -170,15 +170,15 @@ def _int8(kind: _Kind) -> Iterator[Case]:
 
 
 def _gated(kind: _Kind) -> Iterator[Case]:
-    for dtype, suffix, narrow in (
-        (kind.dtype, "", configs.GATED_16),
-        (torch.int8, " int8", configs.GATED_8),
+    for dtype, suffix, tables in (
+        (kind.dtype, "", (configs.GATED_32, configs.GATED_16)),
+        (torch.int8, " int8", (configs.GATED_8_32, configs.GATED_8)),
     ):
         scales = [kind.scale(HIDDEN) if dtype == torch.int8 else None] * 2
         for pattern, width, rows in (("dense", SIZE, None), (f"{GROUP}x{RUN}", KEPT, GROUP)):
             weight = kind.new(HIDDEN, width, dtype=dtype)
             indices = [kind.index(HIDDEN, RUN) if rows else None for _ in range(2)]
-            for c in kind.configs(configs.GATED_32, narrow):
+            for c in kind.configs(*tables):
                 few = kind.new(c.block_m, SIZE)
                 arguments = (few, weight, weight, *scales, *indices, "silu", rows, RUN)
                 yield kind.case("gated_linear", pattern + suffix, c, gated.launches, *arguments)
@@ -194,7 +194,7 @@ def _low_rank(kind: _Kind) -> Iterator[Case]:
 def _projections(kind: _Kind) -> Iterator[Case]:
     weight = kind.new((HEADS + 2 * KV_HEADS) * HEAD_SIZE, SIZE)
     pattern = f"{HEADS} + 2 x {KV_HEADS} heads"
-    for c in configs.unsplit(kind.configs(configs.LINEAR_32, configs.LINEAR_16)):
+    for c in kind.configs(configs.PROJECTIONS_32, configs.PROJECTIONS_16):
         arguments = (kind.new(1, c.block_m, SIZE), weight, None, HEADS, KV_HEADS, HEAD_SIZE)
         yield kind.case("attention_projections", pattern, c, projections.launches, *arguments)
 
@@ -223,13 +223,22 @@ def complaints(case: Case, kernel: str, capability: int, figures: Figures) -> li
         return found
     wide = "load 16" if case.op == "sparse24_linear" else "cp.async 16"
     wanted = [wide, *_tensor_cores(case, capability)]
-    found += [f"there is no {kind}" for kind in wanted if kind not in has]
     unwanted = {"load 1", "load 2", "cp.async narrow"}
-    if case.op in ("int8_linear_backward_x", "vnm_int8_linear_backward_x"):
-        unwanted.remove(
-            "cp.async narrow"
-        )  # int8 read transposed is copied by 4 bytes; training only
+    if _may_be_narrow(case):
+        unwanted.remove("cp.async narrow")
+        wanted.remove(wide)
+    found += [f"there is no {kind}" for kind in wanted if kind not in has]
     return found + [f"there is {kind}" for kind in sorted(unwanted & has.keys())]
+
+
+def _may_be_narrow(case: Case) -> bool:
+    """Whether copies of 4 bytes will do: for int8 beside float32, and in training for weights that
+    are turned around as they are copied, which is so for int8 and which wgmma wants of TF32.
+    """
+    int8 = "int8" in case.pattern
+    if "_backward_" in case.op:
+        return int8 or case.numbers == "float32 tf32"
+    return int8 and case.dtype == torch.float32
 
 
 def _tensor_cores(case: Case, capability: int) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset"),
 ]
 
-EACH = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+FOR_CUDA = {name: problem for name, problem in PROBLEMS.items() if name != "vnm_dynamic_linear"}
+EACH = pytest.mark.parametrize("problem", FOR_CUDA.values(), ids=FOR_CUDA)
 # Norm of the error over that of the result: results are rounded to their dtype, gated and low-rank
 # ones of two bytes from rounded products.
 CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}

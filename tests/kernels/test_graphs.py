@@ -15,7 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from esper_kernels import ops
 from esper_kernels.int8 import quantize
+from esper_kernels.sparse24 import Sparse24
 from tests.kernels.problems import PROBLEMS, Problem, Sizes, dense, sparse
+from tests.kernels.weights import two_of_four
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +54,7 @@ def test_symbolic_sizes(problem: Problem) -> None:
 
 
 class Network(nn.Module):
-    """Every operator that takes these sizes, one behind another."""
+    """Every operator, one behind another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,6 +71,9 @@ class Network(nn.Module):
         packed, packed_scale = quantize(self.sparse.values)
         self.register_buffer("packed", packed)
         self.register_buffer("packed_scale", packed_scale)
+        halves = Sparse24.pack(two_of_four(16, 16, torch.float16))
+        self.register_buffer("halves", halves.values)
+        self.register_buffer("metadata", halves.metadata)
 
     def forward(self, x: Tensor) -> Tensor:
         pattern = self.sparse.rows, self.sparse.run
@@ -76,6 +81,7 @@ class Network(nn.Module):
         x = ops.low_rank_linear(torch.relu(x), self.down, self.up, self.bias)
         x = ops.int8_linear(x, self.integers, self.scale, self.bias)
         x = ops.vnm_int8_linear(x, self.packed, self.packed_scale, self.index, None, *pattern)
+        x = x + ops.sparse24_linear(x.half(), self.halves, self.metadata, None, 16, 16).float()
         x = ops.vnm_dynamic_linear(x, self.packed, self.packed_scale, self.index, None, *pattern)
         x = x + ops.gated_linear(
             x, self.values, self.values, None, None, self.index, self.index, "silu", *pattern
@@ -123,8 +129,7 @@ def test_exported_saved_and_loaded() -> None:
     file.seek(0)
     loaded = torch.export.load(file)
     names = {str(node.target) for node in loaded.graph.nodes if node.op == "call_function"}
-    sized = set(ops.__all__) - {"sparse24_linear"}  # which takes half precision and more columns
-    assert {f"esper.{name}.default" for name in sized} <= names
+    assert {f"esper.{name}.default" for name in ops.__all__} <= names
     for batch in (2, 5):
         x = torch.randn(batch, 6, 16)
         assert torch.equal(loaded.module()(x), network(x))

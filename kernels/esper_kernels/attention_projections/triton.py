@@ -38,8 +38,6 @@ def forward(
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(B, S, K) to three of (B, heads, S, head_size), see `reference.forward`."""
-    shipped = configs.by_width(x.dtype, configs.LINEAR_32, configs.LINEAR_16)
-    config = config or choose(
-        problem(x, weight, heads, kv_heads, head_size), configs.unsplit(shipped), x.device
-    )
+    shipped = configs.by_width(x.dtype, configs.PROJECTIONS_32, configs.PROJECTIONS_16)
+    config = config or choose(problem(x, weight, heads, kv_heads, head_size), shipped, x.device)
     return finish(projections.launches(x, weight, bias, heads, kv_heads, head_size, config))

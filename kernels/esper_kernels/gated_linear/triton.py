@@ -26,8 +26,9 @@ def problem(
 
 def shipped(x: Tensor, gate: Tensor) -> tuple[Config, ...]:
     """The configs for a dtype of x and of the weights."""
-    narrow = configs.GATED_8 if gate.dtype == torch.int8 else configs.GATED_16
-    return configs.by_width(x.dtype, configs.GATED_32, narrow)
+    if gate.dtype == torch.int8:
+        return configs.by_width(x.dtype, configs.GATED_8_32, configs.GATED_8)
+    return configs.by_width(x.dtype, configs.GATED_32, configs.GATED_16)
 
 
 def forward(

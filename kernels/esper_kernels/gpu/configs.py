@@ -34,11 +34,17 @@ LINEAR_8 = (
     Config(16, 32, 256, warps=4, stages=4),
     Config(16, 32, 256, warps=4, stages=4, split=4),
     Config(32, 64, 128, warps=4, stages=4),
-    Config(32, 32, 256, warps=4, stages=4),
-    Config(64, 64, 128, warps=4, stages=4),
+    Config(32, 32, 128, warps=4, stages=5),
+    Config(64, 64, 128, warps=8, stages=4),
     Config(64, 32, 256, warps=4, stages=3),
-    Config(64, 64, 128, warps=4, stages=4, split=4),
+    Config(64, 64, 128, warps=8, stages=4, split=4),
     Config(128, 128, 64, warps=8, stages=4),
+)
+# float32 with int8 weights, which nobody should need: their rows are short, and become four times
+# as many registers.
+LINEAR_8_32 = (
+    Config(16, 64, 64, warps=8, stages=3),
+    Config(16, 32, 64, warps=4, stages=3),
 )
 LINEAR_32 = (
     Config(16, 32, 64, warps=4, stages=4),
@@ -48,9 +54,26 @@ LINEAR_32 = (
     Config(64, 64, 32, warps=8, stages=3),
 )
 
+PROJECTIONS_16 = (
+    Config(16, 128, 64, warps=4, stages=6, swap=True),
+    Config(16, 64, 128, warps=4, stages=5, swap=True),
+    Config(16, 32, 128, warps=4, stages=6),
+    Config(32, 64, 128, warps=4, stages=4, swap=True),
+    Config(64, 64, 64, warps=4, stages=5),
+    Config(128, 256, 64, warps=8, stages=3, capability=90),
+    Config(128, 128, 64, warps=8, stages=4),
+    Config(64, 128, 64, warps=4, stages=4),
+)
+PROJECTIONS_32 = (
+    Config(16, 32, 64, warps=4, stages=4),
+    Config(16, 16, 64, warps=4, stages=5),
+    Config(128, 64, 32, warps=8, stages=3),
+    Config(64, 64, 32, warps=8, stages=3),
+)
+
 GATED_16 = (
     Config(16, 64, 128, warps=4, stages=4, swap=True),
-    Config(16, 32, 128, warps=4, stages=4),
+    Config(16, 32, 128, warps=8, stages=4),
     Config(32, 64, 128, warps=4, stages=3, swap=True),
     Config(64, 64, 64, warps=4, stages=4),
     Config(128, 64, 64, warps=8, stages=4),
@@ -58,16 +81,17 @@ GATED_16 = (
 )
 GATED_8 = (
     Config(16, 64, 128, warps=4, stages=4),
-    Config(16, 32, 128, warps=4, stages=4),
+    Config(16, 32, 128, warps=8, stages=4),
     Config(32, 64, 128, warps=4, stages=3),
     Config(64, 64, 64, warps=4, stages=4),
     Config(128, 64, 64, warps=8, stages=4),
 )
 GATED_32 = (
-    Config(16, 32, 64, warps=4, stages=4),
+    Config(16, 32, 32, warps=4, stages=4),
     Config(16, 16, 64, warps=4, stages=4),
     Config(64, 64, 16, warps=8, stages=3),
 )
+GATED_8_32 = (Config(16, 16, 32, warps=4, stages=4),)
 
 TRANSPOSED_16 = (
     Config(16, 64, 64, warps=4, stages=4),
@@ -89,8 +113,8 @@ GRADIENT_32 = (Config(64, 64, 32, warps=8, stages=3),)
 
 LOW_RANK_16 = (
     Config(16, 32, 128, warps=4, stages=4, split=4),
-    Config(16, 32, 128, warps=4, stages=4, split=8),
-    Config(64, 64, 64, warps=4, stages=4, split=4),
+    Config(16, 32, 64, warps=4, stages=4, split=8),
+    Config(64, 64, 64, warps=4, stages=3, split=4),
     Config(128, 128, 64, warps=8, stages=3),
 )
 LOW_RANK_32 = (
@@ -115,8 +139,3 @@ def by_width(
 ) -> tuple[Config, ...]:
     """`wide` for float32 factors, `narrow` for those of 16 bits."""
     return wide if dtype == torch.float32 else narrow
-
-
-def unsplit(configs: tuple[Config, ...]) -> tuple[Config, ...]:
-    """Those that do not cut their sums into parts."""
-    return tuple(c for c in configs if c.split == 1)

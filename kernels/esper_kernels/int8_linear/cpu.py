@@ -15,6 +15,7 @@ from esper_kernels.int8 import rescaled
 
 _FEW = 8  # samples below which the product is memory's: by samples, or PyTorch's kernel
 _MANY = 128  # samples from which the product is by samples again
+_CACHE = 2 << 20  # bytes of a piece of the weight that became floating
 _VECTOR = 32  # PyTorch's kernel reads inputs in vectors, and past the end of others
 
 
@@ -33,14 +34,14 @@ def forward(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None) -> Te
 
 def _by_samples(x: Tensor, values: Tensor) -> Tensor:
     out = x.new_empty(len(x), len(values))
-    for piece in pieces(len(values), x.shape[1] * x.element_size()):
+    for piece in pieces(len(values), x.shape[1] * x.element_size(), _CACHE):
         torch.mm(x, values[piece].to(x.dtype).t(), out=out[:, piece])
     return out
 
 
 def _by_outputs(x: Tensor, values: Tensor) -> Tensor:
     turned, xt = x.new_empty(len(values), len(x)), x.t().contiguous()
-    for piece in pieces(len(values), x.shape[1] * x.element_size()):
+    for piece in pieces(len(values), x.shape[1] * x.element_size(), _CACHE):
         torch.mm(values[piece].to(x.dtype), xt, out=turned[piece])
     return turned.t().contiguous()
 
@@ -50,6 +51,6 @@ def backward_x(grad: Tensor, values: Tensor, scale: Tensor) -> Tensor:
     wide = torch.promote_types(grad.dtype, torch.float32)
     scaled = grad.to(wide) * scale
     out = scaled.new_zeros(len(grad), values.shape[1])
-    for piece in pieces(len(values), values.shape[1] * out.element_size()):
+    for piece in pieces(len(values), values.shape[1] * out.element_size(), _CACHE):
         out.addmm_(scaled[:, piece], values[piece].to(wide))
     return out.to(grad.dtype)

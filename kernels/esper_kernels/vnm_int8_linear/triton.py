@@ -32,7 +32,7 @@ def forward(
     config: Config | None = None,
 ) -> Tensor:
     """(M, K) to (M, N), see `reference.forward`."""
-    shipped = configs.by_width(x.dtype, configs.LINEAR_32, configs.LINEAR_8)
+    shipped = configs.by_width(x.dtype, configs.LINEAR_8_32, configs.LINEAR_8)
     config = config or choose(problem(x, values, index, rows, run), shipped, x.device)
     return finish(linear.launches(x, values, index, scale, bias, rows, run, config))
 
