@@ -164,6 +164,9 @@ def _rearranged(
 
     A factored moment, one number for a whole row or column, is written out, rearranged, and
     averaged over the elements that came to lie in each row or column.
+
+    Raises:
+        UsageError: it is factored, and there are other rows and columns than a matrix has.
     """
     sizes = [1] * len(shape)
     for have, dim in zip(state.shape, dims, strict=True):
@@ -172,11 +175,16 @@ def _rearranged(
     known = (op.source >= 0).to(state.device)
     rest = state.mean() if key in SECOND else state.new_zeros(())
     factored = [dim for dim, size in enumerate(sizes) if size != shape[dim]]
-    if factored:
-        count = known.sum(factored, keepdim=True)
-        moved = moved.where(known, 0).sum(factored, keepdim=True) / count.clamp_min(1)
-        known = count > 0
-    moved = moved.where(known, rest)
+    if not factored and len(dims) == len(shape):
+        return moved.where(known, rest)
+    if moved.ndim != len(shape):
+        raise UsageError(
+            f"state {key!r} is kept by rows and columns, which a weight in another number of dims "
+            "does not have: take its kernel out before training, or use another optimizer"
+        )
+    count = known.sum(factored, keepdim=True)
+    moved = moved.where(known, 0).sum(factored, keepdim=True) / count.clamp_min(1)
+    moved = moved.where(count > 0, rest)
     return moved.reshape([moved.shape[dim] for dim in dims])
 
 

@@ -29,7 +29,7 @@ def attention_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Conte
 
     def ways() -> tuple[Way, Way]:
         x = input_of(q.layer, sizes)
-        weights = [RandomWeight.like(part.layer, None, 0, 0) for part in found.parts]
+        weights = [RandomWeight.like(part.layer, None) for part in found.parts]
         weight = torch.cat([each.stored for each in weights])
         biases = [each.bias for each in weights if each.bias is not None]
         bias = torch.cat(biases) if biases else None

@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from esper.propose import LowerGatedMlp
 from esper_passes.contest import Contest, Way
-from esper_passes.contest_parts import facts, index_of, input_of, packed
+from esper_passes.contest_parts import facts, input_of, runs_of
 from esper_passes.gated import Gated, gated
-from esper_passes.kept_runs import filled
+from esper_passes.kept import filled
 from esper_passes.kernel_ops import ops as kernels
 from esper_passes.random_weight import RandomWeight
 from esper_passes.run_structure import find_runs
@@ -42,14 +42,11 @@ def gated_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contest |
     if shapes[0] != shapes[1]:
         return None
     rows, run = shapes[0] or (0, 0)
-    indices = [index_of(model, found.gate, first), index_of(model, found.up, second)]
+    kept = [runs_of(model, found.gate, first), runs_of(model, found.up, second)]
     act = _ACT[found.activation]
 
     def weights() -> tuple[Tensor, RandomWeight, RandomWeight]:
-        gate, up = (
-            RandomWeight.like(layer, index, rows, run)
-            for layer, index in zip(layers, indices, strict=True)
-        )
+        gate, up = (RandomWeight.like(a, b) for a, b in zip(layers, kept, strict=True))
         return input_of(found.gate, sizes), gate, up
 
     def fused(x: Tensor, gate: RandomWeight, up: RandomWeight) -> Way:
@@ -67,14 +64,17 @@ def gated_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contest |
     def against_kernels() -> tuple[Way, Way]:
         x, gate, up = weights()
         way = fused(x, gate, up)
-        apart = Way(lambda: act(packed(x, gate, rows, run)) * packed(x, up, rows, run), way.leaves)
+        apart = Way(lambda: act(gate.packed(x)) * up.packed(x), way.leaves)
         return apart, way
 
     proposal = LowerGatedMlp(node=node.name, rows=rows, run=run)
     names = tuple(layer.weight for layer in layers)
-    hang_on = facts("gated_linear", list(zip(layers, indices, strict=True)), run, sizes)
     int8 = found.gate.scale is not None
-    hang_on |= {"activation": found.activation, "int8": int8}
+    hang_on = {
+        **facts("gated_linear", found.gate, sizes, *kept),
+        "activation": found.activation,
+        "int8": int8,
+    }
     rival = None
     if run or int8:
         rival = Contest(proposal, names, {**hang_on, "against": "kernels"}, against_kernels)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from esper_kernels.sparse24 import places
+
 if TYPE_CHECKING:
     from esper.ir.model import Model
 
@@ -37,6 +39,18 @@ def runs(index: int, run: int) -> Check:
             yield f"{read.target} has runs that do not ascend"
 
     return check
+
+
+def two_of_four(model: Model, node: fx.Node) -> Iterator[str]:
+    """Metadata name two different entries of each four, in order."""
+    read: Any = node.args[2]
+    tensor = model.tensor(str(read.target)) if read.op == "get_attr" else None
+    if tensor is None:
+        yield f"the metadata %{read.name} are no tensor of the model"
+        return
+    first, second = places(tensor).unbind(-1)
+    if bool((first >= second).any()):
+        yield f"{read.target} has entries that do not ascend within their four"
 
 
 def scale(position: int) -> Check:

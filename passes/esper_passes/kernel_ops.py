@@ -30,6 +30,7 @@ KERNELS: Mapping[Any, Kernel] = MappingProxyType(
                 checks.both(checks.runs(index=3, run=6), checks.scale(2)),
             ),
         ),
+        ops.sparse24_linear.default: Kernel(_MODULE, rules.sparse24_linear, checks.two_of_four),
         ops.gated_linear.default: Kernel(
             _MODULE,
             rules.gated_linear,

@@ -14,13 +14,13 @@ from esper.plan import Refusal
 from esper.propose import LowerLinear, LowerLowRank
 from esper.propose.lowering import LinearKernel
 from esper_passes.contest import Contest, Way
-from esper_passes.contest_parts import dtype_of, facts, index_of, input_of, packed
-from esper_passes.kept_runs import filled
+from esper_passes.contest_parts import facts, input_of, runs_of
+from esper_passes.kept import Kept, TwoOfFour, filled, kept_two_of_four
 from esper_passes.kernel_ops import ops as kernels
 from esper_passes.lower_low_rank import low_rank_pair
 from esper_passes.lowerable import Lowerable, lowerable
 from esper_passes.random_weight import RandomWeight
-from esper_passes.run_structure import find_runs
+from esper_passes.run_structure import find_runs, is_two_of_four
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -35,29 +35,33 @@ _KERNELS: dict[tuple[bool, bool], LinearKernel] = {
 
 
 def linear_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contest | Refusal | None:
-    """A layer with runs to skip, or int8; None for one that a kernel could do nothing for."""
+    """A layer with runs to skip, 2:4 on a GPU, or int8; None where a kernel has nothing to gain."""
     layer = lowerable(model, node)
     if not isinstance(layer, Lowerable):
         return layer
-    structure = find_runs(filled(model, layer))
-    if structure is None and layer.scale is None:
+    counts = filled(model, layer)
+    structure = find_runs(counts)
+    kept: Kept | None = runs_of(model, layer, structure)
+    kernel = _KERNELS.get((kept is not None, layer.scale is not None))
+    rows, run = (0, 0) if structure is None else (structure.rows, structure.run)
+    if kernel is None and counts.is_cuda and is_two_of_four(counts):
+        found = kept_two_of_four(model, layer)
+        if isinstance(found, TwoOfFour):
+            kept, kernel = found, "sparse24_linear"
+    if kernel is None:
         return None
-    rows, run = (structure.rows, structure.run) if structure is not None else (0, 0)
-    index = index_of(model, layer, structure)
-    kernel = _KERNELS[index is not None, layer.scale is not None]
 
     def ways() -> tuple[Way, Way]:
-        x = input_of(layer, sizes)
-        weight = RandomWeight.like(layer, index, rows, run)
+        x, weight = input_of(layer, sizes), RandomWeight.like(layer, kept)
         return (
             Way(lambda: weight.dense(x), (x, *weight.trained)),
-            Way(lambda: packed(x, weight, rows, run), (x, *weight.trained_packed)),
+            Way(lambda: weight.packed(x), (x, *weight.trained_packed)),
         )
 
     return Contest(
         LowerLinear(node=node.name, kernel=kernel, rows=rows, run=run),
         (layer.weight,),
-        facts(kernel, [(layer, index)], run, sizes) | {"bias": layer.bias is not None},
+        {**facts(kernel, layer, sizes, kept), "bias": layer.bias is not None},
         ways,
     )
 
@@ -71,7 +75,7 @@ def low_rank_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contes
 
     def ways() -> tuple[Way, Way]:
         x = input_of(down, sizes)
-        first, second = (RandomWeight.like(layer, None, 0, 0) for layer in pair)
+        first, second = (RandomWeight.like(layer, None) for layer in pair)
         leaves = (x, *first.trained, *second.trained)
         call = kernels.low_rank_linear.default
         return (
@@ -79,14 +83,11 @@ def low_rank_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contes
             Way(lambda: call(x, first.values, second.values, second.bias), leaves),
         )
 
-    facts = {
-        "op": "low_rank_linear",
-        "tokens": sizes.tokens(down.x),
+    hang_on = {
+        **facts("low_rank_linear", down, sizes),
         "outputs": up.size[0],
-        "inputs": down.size[1],
-        "dtype": dtype_of(down),
         "pattern": f"rank {down.size[0]}",
         "bias": up.bias is not None,
     }
     names = (down.weight, up.weight)
-    return Contest(LowerLowRank(node=node.name), names, facts, ways)
+    return Contest(LowerLowRank(node=node.name), names, hang_on, ways)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from esper.passbase import Rewrite
 from esper.plan import Erase, Plan, Ref, Refusal, Retarget
 from esper.propose import LowerGatedMlp
 from esper.state import StateTransform
 from esper_passes.editing import occupied
 from esper_passes.gated import Gated, gated
-from esper_passes.kept_runs import chosen, followed
+from esper_passes.kept import Kept, kept_runs
 from esper_passes.kernel_ops import ops as kernels
-from esper_passes.lower_linear import figures
 from esper_passes.packed_weight import Packer
 
 if TYPE_CHECKING:
@@ -49,29 +46,19 @@ def _planned(model: Model, proposal: LowerGatedMlp, live: Plan | None) -> Plan |
         return found
     if (place := occupied(model, found.gone)) is not None:
         return place
-    rows, run = proposal.rows, proposal.run
-    indices: list[Tensor] = []
-    for layer in (found.gate, found.up) if run else ():
-        index = (
-            chosen(model, layer, rows, run)
-            if live is None
-            else followed(model, layer, rows, run, live)
-        )
-        if isinstance(index, Refusal):
-            return index
-        indices.append(index)
-    return _plan(model, proposal, found, indices)
+    every: list[Kept | None] = [None, None]
+    for number, layer in enumerate((found.gate, found.up)) if proposal.run else ():
+        kept = kept_runs(model, layer, proposal.rows, proposal.run, live)
+        if isinstance(kept, Refusal):
+            return kept
+        every[number] = kept
+    return _plan(model, proposal, found, every)
 
 
-def _plan(model: Model, proposal: LowerGatedMlp, found: Gated, indices: list[Tensor]) -> Plan:
+def _plan(model: Model, proposal: LowerGatedMlp, found: Gated, kept: list[Kept | None]) -> Plan:
     _ = model.anatomy.axes, model.anatomy.phages  # IDs are those of the dense weights
-    packer, layers, runs = Packer(model, found.node), (found.gate, found.up), (None, None)
-    if indices:
-        runs = (proposal.rows, proposal.run)  # type: ignore[assignment]
-    reads = [
-        packer.add(layer, indices[i] if indices else None, proposal.rows, proposal.run)
-        for i, layer in enumerate(layers)
-    ]
+    packer, runs = Packer(model, found.node), (proposal.rows or None, proposal.run or None)
+    reads = [packer.add(each, k) for each, k in zip((found.gate, found.up), kept, strict=True)]
     # Values, then scales, then indices, of gate and up in turn.
     args = (Ref(found.gate.x.name), *(one for pair in zip(*reads, strict=True) for one in pair))
     return Plan(
@@ -91,5 +78,5 @@ def _plan(model: Model, proposal: LowerGatedMlp, found: Gated, indices: list[Ten
         state=StateTransform(packer.state),
         lives=tuple(packer.lives),
         tolerance=proposal.tolerance,
-        figures=figures(*zip(layers, indices, strict=True), run=proposal.run) if indices else {},
+        figures=packer.figures,
     )

@@ -6,16 +6,14 @@ along, and unpacking gives the same weight again, bit for bit. Whatever is dropp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from esper.passbase import Rewrite
 from esper.plan import Plan, Ref, Refusal, Retarget
 from esper.propose import LowerLinear
 from esper.propose.lowering import OF_RUNS
 from esper.state import StateTransform
-from esper_passes.kept_runs import chosen, followed
+from esper_passes.kept import Kept, Runs, TwoOfFour, kept_runs, kept_two_of_four
 from esper_passes.kernel_ops import ops as kernels
 from esper_passes.lowerable import Lowerable, lowerable
 from esper_passes.packed_weight import Packer
@@ -41,13 +39,14 @@ class LowerLinearRewrite(Rewrite):
 
 def _planned(model: Model, proposal: LowerLinear, live: Plan | None) -> Plan | Refusal:
     layer = _layer(model, proposal)
-    if isinstance(layer, Refusal) or proposal.kernel not in OF_RUNS:
-        return layer if isinstance(layer, Refusal) else _plan(model, proposal, layer, None)
-    rows, run = proposal.rows, proposal.run
-    index = (
-        chosen(model, layer, rows, run) if live is None else followed(model, layer, rows, run, live)
-    )
-    return index if isinstance(index, Refusal) else _plan(model, proposal, layer, index)
+    if isinstance(layer, Refusal):
+        return layer
+    kept: Kept | Refusal | None = None
+    if proposal.kernel in OF_RUNS:
+        kept = kept_runs(model, layer, proposal.rows, proposal.run, live)
+    elif proposal.kernel == "sparse24_linear":
+        kept = kept_two_of_four(model, layer, live)
+    return kept if isinstance(kept, Refusal) else _plan(model, proposal, layer, kept)
 
 
 def _layer(model: Model, proposal: LowerLinear) -> Lowerable | Refusal:
@@ -73,14 +72,18 @@ def _layer(model: Model, proposal: LowerLinear) -> Lowerable | Refusal:
     return layer
 
 
-def _plan(model: Model, proposal: LowerLinear, layer: Lowerable, index: Tensor | None) -> Plan:
+def _plan(model: Model, proposal: LowerLinear, layer: Lowerable, kept: Kept | None) -> Plan:
     _ = model.anatomy.axes, model.anatomy.phages  # IDs are those of the dense weight
     node, packer = layer.node, Packer(model, layer.node)
-    reads = packer.add(layer, index, proposal.rows, proposal.run)
+    reads = [read for read in packer.add(layer, kept) if read is not None]
     bias = None if layer.bias is None else Ref(layer.bias.name)
-    runs = () if index is None else (proposal.rows, proposal.run)
-    args = (Ref(layer.x.name), *(read for read in reads if read is not None), bias, *runs)
+    more: tuple[int, ...] = ()
+    if isinstance(kept, Runs):
+        more = (kept.rows, kept.run)
+    elif isinstance(kept, TwoOfFour):
+        more = layer.size[::-1]
     target = getattr(kernels, proposal.kernel).default
+    args = (Ref(layer.x.name), *reads, bias, *more)
     return Plan(
         proposal=proposal,
         summary=f"%{node.name} computes with esper::{proposal.kernel}",
@@ -88,17 +91,5 @@ def _plan(model: Model, proposal: LowerLinear, layer: Lowerable, index: Tensor |
         state=StateTransform(packer.state),
         lives=tuple(packer.lives),
         tolerance=proposal.tolerance,
-        figures={} if index is None else figures((layer, index), run=proposal.run),
+        figures=packer.figures,
     )
-
-
-def figures(*packed: tuple[Lowerable, Tensor], run: int) -> dict[str, Any]:
-    """What packing saves: density, and bytes of weights and indices before and after."""
-    before = after = kept = every = 0
-    for layer, index in packed:
-        (outputs, inputs), size = layer.size, layer.read.meta["val"].element_size()
-        kept += outputs * index.shape[1] * run
-        every += outputs * inputs
-        before += outputs * inputs * size
-        after += outputs * index.shape[1] * run * size + index.numel() * index.element_size()
-    return {"density": kept / every, "bytes_before": before, "bytes_after": after}

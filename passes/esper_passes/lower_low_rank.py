@@ -15,7 +15,7 @@ from esper_passes.editing import occupied
 from esper_passes.kernel_ops import ops as kernels
 from esper_passes.lowerable import Lowerable, lowerable, origins
 from esper_passes.packed_weight import Packer, Unpacker
-from esper_passes.raise_linear import LINEAR, as_layer, turned
+from esper_passes.raise_linear import LINEAR, as_layer
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -43,7 +43,7 @@ class LowerLowRankRewrite(Rewrite):
             return place
         _ = model.anatomy.axes, model.anatomy.phages  # IDs are those of the two layers
         packer = Packer(model, up.node)
-        reads = [packer.add(layer, None, 0, 0).values for layer in pair]
+        reads = [packer.add(layer, None).values for layer in pair]
         bias = None if up.bias is None else Ref(up.bias.name)
         args = (Ref(down.x.name), *reads, bias)
         origin = origins(down.node, up.node)
@@ -87,8 +87,10 @@ def raise_low_rank(model: Model, proposal: RaiseKernel, node: fx.Node) -> Plan:
     calls = origin_of(node) or (Origin(f"{node.name}_low", LINEAR), Origin(node.name, LINEAR))
     first, second = calls
     unpacker = Unpacker(model, node)
-    inner = unpacker.add((down, None, None), (0, 0), turned(first), first)
-    outer = unpacker.add((up, None, None), (0, 0), turned(second), second)
+    inner, outer = (
+        unpacker.add(read, None, None, None, _size(read), call, call)
+        for read, call in ((down, first), (up, second))
+    )
     narrow = unpacker.call(first, as_layer(first, Ref(x.name), inner, None)[1])
     target, new = as_layer(second, narrow, outer, bias)
     return Plan(
@@ -98,3 +100,8 @@ def raise_low_rank(model: Model, proposal: RaiseKernel, node: fx.Node) -> Plan:
         state=StateTransform(unpacker.state),
         tolerance=proposal.tolerance,
     )
+
+
+def _size(read: fx.Node) -> tuple[int, int]:
+    outputs, inputs = read.meta["val"].shape
+    return int(outputs), int(inputs)

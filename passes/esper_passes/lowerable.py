@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from esper.ir.codec import encode_target
+from esper.ir.codec import decode_target, encode_target
 from esper.ir.origin import Origin
 from esper.ir.weights import MASK
 from esper.plan import Refusal
@@ -86,6 +86,11 @@ def origins(*nodes: fx.Node) -> tuple[Origin, ...]:
         )
         for node in nodes
     )
+
+
+def turned(layer: Origin) -> bool:
+    """Whether a layer stores its weight as (inputs, outputs)."""
+    return _FORMS[decode_target(layer.op)][3]
 
 
 def lowerable(model: Model, node: fx.Node) -> Lowerable | Refusal | None:

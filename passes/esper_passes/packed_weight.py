@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from esper.ir.codec import decode_target
 from esper.ir.origin import Origin
@@ -14,9 +14,11 @@ from esper.state import Create, Drop, Forget, Op, Rearrange, Replace
 from esper_passes import packing
 from esper_passes.editing import Inserter
 from esper_passes.liveness import fresh
+from esper_passes.lowerable import turned
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
+    from esper_passes.kept import Kept
     from esper_passes.lowerable import Lowerable
 
 
@@ -47,14 +49,15 @@ class Packer:
         self.state: dict[str, tuple[Op, ...]] = {}
         self.lives: list[SetLife] = []
         self.gone: list[Erase] = []
+        self._counts: dict[str, int] = {}
 
     @property
     def inserts(self) -> list[Insert]:
         """Reads of new tensors."""
         return self._insert.edits
 
-    def add(self, layer: Lowerable, index: Tensor | None, rows: int, run: int) -> Reads:
-        """Pack the weight of a layer: its runs in `index`, or all of it where that is None."""
+    def add(self, layer: Lowerable, kept: Kept | None) -> Reads:
+        """Pack the weight of a layer: what is kept of it, or all where that is None."""
         shape = tuple(layer.read.meta["val"].shape)
         moves: list[Op] = []
         scale = place = None
@@ -71,17 +74,38 @@ class Packer:
         if layer.scale is not None:
             scale = Ref(layer.scale.name)
             self.state[self._names[str(layer.scale.target)]] = (_vector(self._model, layer.scale),)
-        if index is not None:
-            moves.append(packing.pack_runs(index, shape, rows, run, layer.columns))
-            name = fresh({*self._names, *self.state}, f"{layer.weight}_index")
-            device = layer.read.meta["val"].device
-            self.state[name] = (Create(index.to(device, torch.int32), trainable=False),)
-            place = self._insert.read(name, f"{layer.node.name}_index")
+        if kept is not None:
+            move = kept.move(shape, layer.columns)
+            moves.append(move)
+            self._count(layer, move.source.numel(), kept.index.numel())
+            name = f"{layer.weight}_{kept.suffix}"
+            index = kept.index.to(layer.read.meta["val"].device, torch.int32)
+            self.state[name] = (Create(index, trainable=False),)
+            place = self._insert.read(name, f"{layer.node.name}_{kept.suffix}")
         elif layer.columns:
             moves.append(packing.turn(shape))
         if moves:
             self.state[layer.weight] = tuple(moves)
         return Reads(Ref(layer.read.name), scale, place)
+
+    def _count(self, layer: Lowerable, kept: int, index: int) -> None:
+        outputs, inputs = layer.size
+        size = layer.read.meta["val"].element_size()
+        for name, count in (
+            ("entries", outputs * inputs),
+            ("kept", kept),
+            ("bytes_before", outputs * inputs * size),
+            ("bytes_after", kept * size + index * 4),
+        ):
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What packing saves: density, and bytes of weights and indices before and after."""
+        found: dict[str, Any] = dict(self._counts)
+        if found:
+            found["density"] = found.pop("kept") / found.pop("entries")
+        return found
 
 
 def _vector(model: Model, scale: fx.Node) -> Rearrange | Replace:
@@ -112,35 +136,38 @@ class Unpacker:
         self.gone: list[Erase] = []
 
     def add(
-        self, reads: tuple[Any, Any, Any], runs: tuple[int, int], turned: bool, between: Origin
+        self,
+        values: fx.Node,
+        scale: fx.Node | None,
+        index: fx.Node | None,
+        kept: Kept | None,
+        size: tuple[int, int],
+        layer: Origin,
+        between: Origin,
     ) -> Ref:
         """Unpack one weight; gives what a linear layer reads.
 
         Args:
-            reads: nodes of values, scales and index; None where the kernel reads none.
-            runs: rows and run of the index.
-            turned: whether the weight was stored as (inputs, outputs).
+            values, scale, index: nodes that read those, where the kernel does.
+            kept: what of the weight is in `values`; None for all.
+            size: outputs and inputs.
+            layer: the call that will read the weight, which says how it is stored.
             between: the call that makes the weight of integers and scales.
         """
-        values, scale, index = reads
-        outputs, inputs = (int(size) for size in values.meta["val"].shape)
-        if index is not None:
-            x: Any = self._node.args[0]
-            inputs = int(x.meta["val"].shape[-1])
-        shape = (inputs, outputs) if turned else (outputs, inputs)
+        columns = turned(layer)
+        shape = size[::-1] if columns else size
         weight = Ref(values.name)
-        move = packing.turn(shape) if turned else None
+        move = packing.turn(shape) if columns else None
+        if kept is not None:
+            move = kept.move(shape, columns)
         if index is not None:
-            stored = self._model.tensor(str(index.target))
-            assert stored is not None
-            move = packing.pack_runs(stored, shape, *runs, turned)
             self.state[self._names[str(index.target)]] = (Drop(),)
             self.gone.append(Erase(index.name))
         if move is not None:
             self.state[self._names[str(values.target)]] = (move.inverse(shape),)
         if scale is None:
             return weight
-        self.state[self._names[str(scale.target)]] = (self._column(scale, turned),)
+        self.state[self._names[str(scale.target)]] = (self._column(scale, columns),)
         return self.call(between, (weight, Ref(scale.name)))
 
     def call(self, origin: Origin, args: tuple[Any, ...], **kwargs: Any) -> Ref:
@@ -156,11 +183,11 @@ class Unpacker:
         )  # fmt: skip
         return Ref(name)
 
-    def _column(self, scale: fx.Node, turned: bool) -> Rearrange | Replace:
+    def _column(self, scale: fx.Node, columns: bool) -> Rearrange | Replace:
         """Scales as a layer has them: in a row or column, and in the dtype of what it reads."""
         value = self._model.tensor(str(scale.target))
         assert value is not None
-        shape = (1, len(value)) if turned else (len(value), 1)
+        shape = (1, len(value)) if columns else (len(value), 1)
         move = packing.flatten(shape).inverse(shape)
         x: Any = self._node.args[0]
         dtype = x.meta["val"].dtype

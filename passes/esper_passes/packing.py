@@ -7,6 +7,7 @@ from torch import Tensor
 
 from esper.state import Rearrange
 from esper_kernels.run_sparse import columns
+from esper_kernels.sparse24 import gather
 
 
 def pack_runs(
@@ -28,10 +29,22 @@ def pack_runs(
     return Rearrange(source, (1 if turned else 0, None))
 
 
-def kept(index: Tensor, size: tuple[int, int], rows: int, run: int) -> Tensor:
-    """Which entries of a matrix of that size lie in runs that stay, bool."""
-    move = pack_runs(index, size, rows, run, turned=False)
-    return move.inverse(size).source >= 0
+def pack24(metadata: Tensor, shape: tuple[int, ...], turned: bool) -> Rearrange:
+    """The move from a dense weight to the values of `Sparse24`, whose dims are none of the old.
+
+    Args:
+        metadata: of the packed weight: which entries stay.
+        shape, turned: as for `pack_runs`.
+    """
+    grid = torch.arange(shape[0] * shape[1]).reshape(shape)
+    # Positions count from 1 meanwhile: what lies outside of the weight is gathered as 0.
+    source = gather((grid.T if turned else grid) + 1, metadata.cpu()) - 1
+    return Rearrange(source, (None,) * source.ndim)
+
+
+def kept(move: Rearrange, shape: tuple[int, ...]) -> Tensor:
+    """Which entries of a tensor of that shape a move keeps, bool."""
+    return move.inverse(shape).source >= 0
 
 
 def turn(shape: tuple[int, ...]) -> Rearrange:

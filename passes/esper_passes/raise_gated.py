@@ -12,8 +12,9 @@ from esper.ir.origin import Origin, origin_of
 from esper.plan import Plan, Ref, Retarget
 from esper.state import StateTransform
 from esper_passes.gated import OPS
+from esper_passes.kept import Runs
 from esper_passes.packed_weight import Unpacker
-from esper_passes.raise_linear import LINEAR, MUL, as_layer, turned
+from esper_passes.raise_linear import LINEAR, MUL, as_layer, stored
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -60,7 +61,8 @@ class _Calls:
 def raise_gated(model: Model, proposal: RaiseKernel, node: fx.Node) -> Plan:
     """The plan by which a node is the product of two layers again."""
     args: list[Any] = list(node.args)
-    activation, runs = args[7], (args[8], args[9])
+    activation = args[7]
+    size = int(node.meta["val"].shape[-1]), int(args[0].meta["val"].shape[-1])
     calls, unpacker = _Calls.of(node, activation), Unpacker(model, node)
     made: dict[str, Ref] = {}
     for part in calls.order:
@@ -69,9 +71,9 @@ def raise_gated(model: Model, proposal: RaiseKernel, node: fx.Node) -> Plan:
             made[part] = unpacker.call(call, (made["gate"],), **OPS[activation][1])
             continue
         at = 1 if part == "gate" else 2
-        reads = (args[at], args[at + 2], args[at + 4])
-        between = calls.between.get(part, call)
-        weight = unpacker.add(reads, runs, turned(call), between)
+        values, scale, index = args[at], args[at + 2], args[at + 4]
+        kept = None if index is None else Runs(stored(model, index), *args[8:])
+        weight = unpacker.add(values, scale, index, kept, size, call, calls.between.get(part, call))
         made[part] = unpacker.call(call, as_layer(call, Ref(args[0].name), weight, None)[1])
     factors = (made["act"], made["up"])
     return Plan(

@@ -29,6 +29,7 @@ _RAISES: dict[Any, Callable[[Model, RaiseKernel, fx.Node], Plan]] = {
     kernels.vnm_linear.default: raise_linear,
     kernels.int8_linear.default: raise_linear,
     kernels.vnm_int8_linear.default: raise_linear,
+    kernels.sparse24_linear.default: raise_linear,
     kernels.gated_linear.default: raise_gated,
     kernels.low_rank_linear.default: raise_low_rank,
     kernels.attention_projections.default: raise_attention,

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from esper.ir.codec import decode_target
 from esper.ir.origin import Origin, origin_of
 from esper.plan import Plan, Ref, Retarget
 from esper.state import StateTransform
+from esper_passes.kept import Kept, Runs, TwoOfFour
 from esper_passes.kernel_ops import ops as kernels
 from esper_passes.packed_weight import Unpacker
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 LINEAR, MUL = "aten.linear.default", "aten.mul.Tensor"
-_COLUMNS = (aten.addmm.default, aten.mm.default, aten.matmul.default)  # weights (inputs, outputs)
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ _SIGNATURES: dict[Any, _Signature] = {
     kernels.vnm_linear.default: _Signature(bias=3, index=2),
     kernels.int8_linear.default: _Signature(bias=3, scale=2),
     kernels.vnm_int8_linear.default: _Signature(bias=4, scale=2, index=3),
+    kernels.sparse24_linear.default: _Signature(bias=3, index=2),
 }
 
 
@@ -46,10 +47,16 @@ def raise_linear(model: Model, proposal: RaiseKernel, node: fx.Node) -> Plan:
     args: list[Any] = list(node.args)
     layer = calls[-1] if calls else Origin(node.name, LINEAR)
     between = calls[0] if len(calls) > 1 else Origin(f"{node.name}_weight", MUL)
+    scale: Any = None if signature.scale is None else args[signature.scale]
+    index: Any = None if signature.index is None else args[signature.index]
+    kept: Kept | None = None
+    if node.target is kernels.sparse24_linear.default:
+        kept = TwoOfFour(stored(model, index))
+    elif index is not None:
+        kept = Runs(stored(model, index), *args[signature.bias + 1 :])
+    size = int(node.meta["val"].shape[-1]), int(args[0].meta["val"].shape[-1])
     unpacker = Unpacker(model, node)
-    scale, index = (None if at is None else args[at] for at in (signature.scale, signature.index))
-    runs = tuple(args[signature.bias + 1 :]) if index is not None else (0, 0)
-    weight = unpacker.add((args[1], scale, index), runs, turned(layer), between)
+    weight = unpacker.add(args[1], scale, index, kept, size, layer, between)
     target, new = as_layer(layer, Ref(args[0].name), weight, args[signature.bias])
     return Plan(
         proposal=proposal,
@@ -60,9 +67,11 @@ def raise_linear(model: Model, proposal: RaiseKernel, node: fx.Node) -> Plan:
     )
 
 
-def turned(layer: Origin) -> bool:
-    """Whether a layer stores its weight as (inputs, outputs)."""
-    return decode_target(layer.op) in _COLUMNS
+def stored(model: Model, read: fx.Node) -> Tensor:
+    """The tensor that a node reads."""
+    tensor = model.tensor(str(read.target))
+    assert tensor is not None
+    return tensor
 
 
 def as_layer(layer: Origin, x: Ref, weight: Ref, bias: Any) -> tuple[Any, tuple[Any, ...]]:

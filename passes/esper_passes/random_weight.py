@@ -1,4 +1,4 @@
-"""Random weights with the form of real ones: their sizes, dtype, runs and integers."""
+"""Random weights with the form of real ones: their sizes, dtype, kept entries and integers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from esper_kernels.run_sparse import unpack
+from esper_passes.kept import Runs
+from esper_passes.kernel_ops import ops as kernels
 
 if TYPE_CHECKING:
+    from esper_passes.kept import Kept
     from esper_passes.lowerable import Lowerable
 
 
@@ -23,6 +25,7 @@ class RandomWeight:
         stored: (outputs, inputs) as the layer stores it now, floating or int8.
         values, scale, index: as a kernel reads it.
         bias: of the layer.
+        kept: what is in `values`; None for all.
     """
 
     stored: Tensor
@@ -30,24 +33,26 @@ class RandomWeight:
     scale: Tensor | None
     index: Tensor | None
     bias: Tensor | None
+    kept: Kept | None
 
     @classmethod
-    def like(cls, layer: Lowerable, index: Tensor | None, rows: int, run: int) -> RandomWeight:
-        """A weight with the sizes of a layer's, which keeps the runs in `index`, if given."""
+    def like(cls, layer: Lowerable, kept: Kept | None) -> RandomWeight:
+        """A weight with the sizes of a layer's, of which as much is kept."""
         value = layer.x.meta["val"]
         new: Any = {"dtype": value.dtype, "device": value.device}
         outputs, inputs = layer.size
-        width = inputs if index is None else index.shape[1] * run
         bias = None if layer.bias is None else torch.randn(outputs, **new)
-        values, scale = torch.randn(outputs, width, **new), None
+        stored, scale, index = torch.randn(outputs, inputs, **new), None, None
         if layer.scale is not None:
-            values = torch.randint(-127, 128, values.shape, device=value.device, dtype=torch.int8)
+            stored = torch.randint(-127, 128, stored.shape, device=value.device, dtype=torch.int8)
             scale = torch.rand(outputs, device=value.device).add_(0.5).div_(127)
-        stored = values
-        if index is not None:
-            index = index.to(value.device)
-            stored = unpack(values, index, rows, run, inputs)
-        return cls(stored, values, scale, index, bias)
+        values = stored
+        if kept is not None:
+            move = kept.move(layer.size, turned=False)
+            values = move(stored)
+            stored = move.inverse(layer.size)(values)
+            index = kept.index.to(value.device)
+        return cls(stored, values, scale, index, bias, kept)
 
     def dense(self, x: Tensor) -> Tensor:
         """The layer as a graph holds it now."""
@@ -55,6 +60,22 @@ class RandomWeight:
         if self.scale is not None:
             weight = weight * self.scale[:, None].to(x.dtype)
         return functional.linear(x, weight, self.bias)
+
+    def packed(self, x: Tensor) -> Tensor:
+        """The layer by the kernel that fits its weight."""
+        out: Tensor
+        if self.kept is None:
+            out = kernels.int8_linear.default(x, self.values, self.scale, self.bias)
+        elif not isinstance(self.kept, Runs):
+            sizes = self.stored.shape[::-1]
+            out = kernels.sparse24_linear.default(x, self.values, self.index, self.bias, *sizes)
+        elif self.scale is None:
+            runs = (self.kept.rows, self.kept.run)
+            out = kernels.vnm_linear.default(x, self.values, self.index, self.bias, *runs)
+        else:
+            reads = (self.values, self.scale, self.index, self.bias)
+            out = kernels.vnm_int8_linear.default(x, *reads, self.kept.rows, self.kept.run)
+        return out
 
     @property
     def trained(self) -> tuple[Tensor, ...]:

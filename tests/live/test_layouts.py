@@ -116,6 +116,14 @@ def test_factored_moments_are_averaged_over_what_came_to_lie_together() -> None:
     assert bool((back > 0).all())
 
 
+def test_factored_moments_have_no_place_in_other_dims() -> None:
+    deep = Rearrange(torch.arange(12).reshape(2, 3, 2), (None, None, None))
+    full = layouts.follow(deep, "exp_avg", OLD, (0, 1), (4, 3), "keep")
+    assert torch.equal(full, OLD.reshape(2, 3, 2))
+    with pytest.raises(esper.EsperError, match="by rows and columns"):
+        layouts.follow(deep, "row_var", OLD[:, :1], (0, 1), (4, 3), "keep")
+
+
 def test_other_operations() -> None:
     patch = Patch(0, (1,), torch.zeros(1, 3))
     assert layouts.follow(patch, "exp_avg", OLD, (0, 1), (4, 3), "keep") is OLD
