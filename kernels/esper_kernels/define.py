@@ -53,7 +53,31 @@ def define(
         torch.library.impl(full, device, partial(call, kernels[device]))
     torch.library.register_fake(full, shape)
     operator: OpOverload[..., Any] = getattr(torch.ops.esper, name).default
+    for device in devices:
+        torch.library.impl(full, f"Autocast{device.upper()}", _autocast(operator, device))
     return operator
+
+
+def _autocast(operator: OpOverload[..., Any], device: str) -> Callable[..., Any]:
+    """The operator under `torch.autocast`: floating arguments take its dtype, scales do not."""
+    scales = {i for i, a in enumerate(operator._schema.arguments) if a.name.endswith("scale")}
+
+    def call(*arguments: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device)
+
+        def cast(position: int, argument: Any) -> Any:
+            if (
+                position in scales
+                or not isinstance(argument, Tensor)
+                or argument.dtype not in (torch.float32, torch.float16, torch.bfloat16)
+            ):
+                return argument
+            return argument.to(dtype)
+
+        with torch.autocast(device, enabled=False):
+            return operator(*(cast(*pair) for pair in enumerate(arguments)))
+
+    return call
 
 
 def differentiate(

@@ -162,6 +162,22 @@ def test_results_share_no_memory(problem: Problem, samples: int) -> None:
 
 
 @EACH
+def test_autocast(problem: Problem) -> None:
+    """Types are those of a layer of PyTorch's own, and gradients those of what was given."""
+    arguments = problem.trainable(Sizes(), torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = outputs(problem.op(*arguments))
+    for one, other in zip(found, outputs(problem.reference(*arguments)), strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.float(), other, rtol=6e-2, atol=6e-2)
+    leaves = [arguments[position] for position in problem.trains]
+    for leaf, gradient in zip(
+        leaves, torch.autograd.grad([t.sum() for t in found], leaves), strict=True
+    ):
+        assert gradient.dtype == leaf.dtype
+
+
+@EACH
 def test_the_same_bits_again(problem: Problem) -> None:
     torch.use_deterministic_algorithms(True)
     try:
