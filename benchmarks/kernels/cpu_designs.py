@@ -229,6 +229,21 @@ def dense(weight: Tensor) -> Run:
     return lambda x: functional.linear(x, weight)
 
 
+def dense_packed(weight: Tensor) -> Run:
+    """The same with the weight in the blocked layout of oneDNN, as Inductor freezes it."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    multiply = torch.ops.mkldnn._linear_pointwise
+    return lambda x: multiply(x, packed, None, "none", [], "")
+
+
+def dense_outputs_first(weight: Tensor) -> Run:
+    """The same with the weight as the first operand."""
+    return lambda x: torch.mm(weight, x.t().contiguous()).t().contiguous()
+
+
+DENSE = {"dense, packed": dense_packed, "dense, outputs first": dense_outputs_first}
+
+
 def cells(rounds: int) -> Iterator[dict[str, Any]]:
     """A row for each dtype, shape, pattern and number of samples."""
     for kind, (outputs, inputs) in itertools.product(("float32", "bfloat16", "int8"), SHAPES):
@@ -244,6 +259,8 @@ def cells(rounds: int) -> Iterator[dict[str, Any]]:
             sparse = [Sparse.draw(outputs, inputs, rows, run, density, dtype) for _ in weights]
             designs = {"dense": [plain(weight) for weight in weights]}
             designs |= {name: [make(weight) for weight in sparse] for name, make in makers.items()}
+            if kind != "int8":
+                designs |= {name: [make(w) for w in weights] for name, make in DENSE.items()}
             for samples in SAMPLES:
                 found = speedups(designs, torch.randn(samples, inputs).to(dtype), rounds)
                 row = {
@@ -267,7 +284,7 @@ def by_pattern(rows: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
                 for row in rows
                 if (row["dtype"], row["pattern"], row["samples"]) == (kind, pattern, samples)
             ]
-            found[f"{samples} samples"] = f"{statistics.median(ours):.2f}x"
+            found[f"M = {samples}"] = f"{statistics.median(ours):.2f}x"
         yield found
 
 
@@ -281,10 +298,31 @@ def by_design(rows: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
             found = {"dtype": kind, "design": name}
             for samples in SAMPLES:
                 ratios = [r["ours"] / r[name] for r in here if r["samples"] == samples]
-                found[f"{samples} samples"] = (
+                found[f"M = {samples}"] = (
                     f"{statistics.median(ratios):.2f}x, {max(ratios):.2f}x at most"
                 )
             yield found
+
+
+def odd_numbers(rounds: int) -> Iterator[dict[str, Any]]:
+    """What a packed convolution takes where its layout is not the one that samples ask for."""
+    (outputs, inputs), (rows, run, density) = SHAPES[0], PATTERNS[2]
+    sparse = [
+        Sparse.draw(outputs, inputs, rows, run, density, torch.bfloat16) for _ in range(WEIGHTS)
+    ]
+    for samples in (96, 100, 104):
+        x = torch.randn(samples, inputs).bfloat16()
+        designs = {
+            name: [FLOATING[name](weight) for weight in sparse]
+            for name in ("ours", "grouped convolution")
+        }
+        found = speedups(designs, x, rounds)
+        ours = 1000 * found["ours"]
+        yield {
+            "samples": samples,
+            "ours ms": round(ours, 2),
+            "grouped convolution ms": round(ours / found["grouped convolution"], 2),
+        }
 
 
 @torch.no_grad()
@@ -306,6 +344,7 @@ def main() -> None:
         [{name: row.get(name, "") for name in columns} for row in rows],
         patterns=list(by_pattern(rows)),
         designs=list(by_design(rows)),
+        convolution=list(odd_numbers(rounds)),
         command=f"python benchmarks/kernels/cpu_designs.py --rounds {rounds}",
         notes=[
             "pattern V:1:MxC keeps every M-th run of C inputs, alike for V outputs",
