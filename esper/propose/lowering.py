@@ -14,7 +14,13 @@ OF_RUNS: tuple[LinearKernel, ...] = ("vnm_linear", "vnm_int8_linear")
 
 
 class _Lowering(ProposalBase):
-    """A proposal after which the same is computed, with sums in another order."""
+    """A proposal for one node after which the same is computed, with sums in another order."""
+
+    node: str
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.node,)
 
     @property
     def tolerance(self) -> Tolerance:
@@ -32,7 +38,6 @@ class LowerLinear(_Lowering):
     """
 
     type: Literal["lower-linear"] = "lower-linear"
-    node: str
     kernel: LinearKernel = "vnm_linear"
     rows: int = Field(default=0, ge=0)
     run: int = Field(default=0, ge=0)
@@ -44,10 +49,6 @@ class LowerLinear(_Lowering):
             raise ValueError(f"{self.kernel} {need}")
         return self
 
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return (self.node,)
-
 
 class LowerGatedMlp(_Lowering):
     """act(x G^T) * (x U^T) in one op; both weights are packed alike, or neither is.
@@ -58,7 +59,6 @@ class LowerGatedMlp(_Lowering):
     """
 
     type: Literal["lower-gated-mlp"] = "lower-gated-mlp"
-    node: str
     rows: int = Field(default=0, ge=0)
     run: int = Field(default=0, ge=0)
 
@@ -67,10 +67,6 @@ class LowerGatedMlp(_Lowering):
         if bool(self.rows) != bool(self.run):
             raise ValueError("give both rows and run, or neither")
         return self
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return (self.node,)
 
 
 class LowerLowRank(_Lowering):
@@ -81,11 +77,6 @@ class LowerLowRank(_Lowering):
     """
 
     type: Literal["lower-low-rank"] = "lower-low-rank"
-    node: str
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return (self.node,)
 
 
 class LowerAttentionProjections(_Lowering):
@@ -96,11 +87,6 @@ class LowerAttentionProjections(_Lowering):
     """
 
     type: Literal["lower-attention-projections"] = "lower-attention-projections"
-    node: str
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return (self.node,)
 
 
 class RaiseKernel(_Lowering):
@@ -111,8 +97,3 @@ class RaiseKernel(_Lowering):
     """
 
     type: Literal["raise-kernel"] = "raise-kernel"
-    node: str
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return (self.node,)

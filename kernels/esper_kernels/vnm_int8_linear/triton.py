@@ -9,10 +9,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from esper_kernels.config import Config, Problem
-from esper_kernels.gpu import configs, linear, transposed
+from esper_kernels.gpu import configs, linear
 from esper_kernels.gpu.running import finish
 from esper_kernels.launch import choose
-from esper_kernels.vnm_linear.triton import pattern
+from esper_kernels.vnm_linear.triton import pattern, times_weight
 
 
 def problem(x: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -> Problem:
@@ -48,10 +48,4 @@ def backward_x(
     config: Config | None = None,
 ) -> Tensor:
     """(M, N) to (M, inputs), see `reference.backward_x`."""
-    (tokens, outputs), kind = grad.shape, pattern(index, rows, run)
-    config = config or choose(
-        Problem("vnm_int8_linear_backward_x", tokens, inputs, outputs, grad.dtype, kind),
-        configs.by_width(grad.dtype, configs.TRANSPOSED_32, configs.TRANSPOSED_16),
-        grad.device,
-    )
-    return finish(transposed.launches(grad, values, index, scale, rows, run, inputs, config))
+    return times_weight("vnm_int8_linear", grad, values, index, scale, rows, run, inputs, config)

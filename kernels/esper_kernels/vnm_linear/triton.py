@@ -52,13 +52,28 @@ def backward_x(
     config: Config | None = None,
 ) -> Tensor:
     """(M, N) to (M, inputs), see `reference.backward_x`."""
+    return times_weight("vnm_linear", grad, values, index, None, rows, run, inputs, config)
+
+
+def times_weight(
+    op: str,
+    grad: Tensor,
+    values: Tensor,
+    index: Tensor,
+    scale: Tensor | None,
+    rows: int,
+    run: int,
+    inputs: int,
+    config: Config | None,
+) -> Tensor:
+    """The gradient of x where the weight is sparse in runs, scaled by rows or not."""
     (tokens, outputs), kind = grad.shape, pattern(index, rows, run)
     config = config or choose(
-        Problem("vnm_linear_backward_x", tokens, inputs, outputs, grad.dtype, kind),
+        Problem(f"{op}_backward_x", tokens, inputs, outputs, grad.dtype, kind),
         configs.by_width(grad.dtype, configs.TRANSPOSED_32, configs.TRANSPOSED_16),
         grad.device,
     )
-    return finish(transposed.launches(grad, values, index, None, rows, run, inputs, config))
+    return finish(transposed.launches(grad, values, index, scale, rows, run, inputs, config))
 
 
 def backward_values(
