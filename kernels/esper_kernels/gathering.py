@@ -26,6 +26,20 @@ def pieces(groups: int, size: int, most: int = _GATHERED) -> Iterator[slice]:
         yield slice(first, min(first + step, groups))
 
 
+def samples_at_once(samples: int, size: int, most: int = _GATHERED) -> Iterator[slice]:
+    """Slices of samples, as equal as can be, that take `most` bytes, where each takes `size`."""
+    parts = -(-samples * size // most)
+    step = -(-samples // max(1, min(parts, samples)))
+    for first in range(0, samples, step):
+        yield slice(first, min(first + step, samples))
+
+
+def gather_runs(x: Tensor, index: Tensor, run: int) -> Tensor:
+    """x (M, K) at the runs of n groups (n, kept), as (M, n * kept * run)."""
+    runs = x if run == 1 else x.view(len(x), -1, run)
+    return runs.index_select(1, index.flatten()).view(len(x), -1)
+
+
 def gather_rows(x: Tensor, index: Tensor, run: int) -> Tensor:
     """x (M, K) at the runs of n groups (n, kept), as (n, M, kept * run).
 
@@ -34,9 +48,7 @@ def gather_rows(x: Tensor, index: Tensor, run: int) -> Tensor:
     """
     samples, (groups, kept) = len(x), index.shape
     if x.element_size() > 2:
-        if run > 1:
-            x = x.view(samples, -1, run)
-        return x.index_select(1, index.flatten()).view(samples, groups, -1).transpose(0, 1)
+        return gather_runs(x, index, run).view(samples, groups, -1).transpose(0, 1)
     runs = x.shape[1] // run
     first = torch.arange(0, samples * runs, runs, dtype=index.dtype).unsqueeze(1)
     every = (index.unsqueeze(1) + first).flatten()  # (n, M, kept)

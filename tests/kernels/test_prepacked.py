@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper_kernels import ops
+from esper_kernels import grouped, ops
 from esper_kernels.prepacked import Prepacked, keeps
-from esper_kernels.vnm_linear import cpu, reference
+from esper_kernels.vnm_linear import reference
 from tests.kernels.problems import Sizes, sparse
 
 SIZES = Sizes(samples=16, inputs=24, outputs=20)  # as many samples as have a layout kept
@@ -59,25 +59,25 @@ def test_weights_that_train_have_none() -> None:
     """Optimizers and averages write through `.data`, which no counter sees."""
     packed, x = sparse(SIZES, torch.float32), torch.randn(16, 24)
     values = nn.Parameter(packed.values)
-    before = len(cpu._turned)
+    before = len(grouped._layouts)
     one = product(values, packed.index, x)
     values.data.mul_(2)
     torch.testing.assert_close(product(values, packed.index, x), 2 * one)
-    assert len(cpu._turned) == before
+    assert len(grouped._layouts) == before
 
 
 def test_layouts_go_with_their_weight() -> None:
     packed, x = sparse(SIZES, torch.float32), torch.randn(16, 24)
     gc.collect()
-    before = len(cpu._turned)
+    before = len(grouped._layouts)
     product(packed.values, packed.index, x)
-    assert len(cpu._turned) == before + 1
+    assert len(grouped._layouts) == before + 1
     again = copy.deepcopy(packed.values)
     product(again, packed.index, x)
-    assert len(cpu._turned) == before + 2
+    assert len(grouped._layouts) == before + 2
     del packed, again
     gc.collect()
-    assert len(cpu._turned) == before
+    assert len(grouped._layouts) == before
 
 
 def test_built_once() -> None:

@@ -1,6 +1,7 @@
-"""The op on a CPU: products of integers, group by group, since the library has no batch of them.
+"""The op on a CPU: products of integers, for all groups at once where oneDNN has that.
 
-The weight is the first operand, so that it is read as it lies; with many samples, the second.
+Elsewhere group by group. There the weight is the first operand, so that it is read as it lies; with
+many samples, the second.
 """
 
 from __future__ import annotations
@@ -8,8 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from esper_kernels.gathering import gather_columns, gather_rows, whole_runs
-from esper_kernels.int8 import quantize, rescaled
+from esper_kernels import grouped_int8
+from esper_kernels.gathering import (
+    gather_columns,
+    gather_rows,
+    gather_runs,
+    samples_at_once,
+    whole_runs,
+)
+from esper_kernels.int8 import quantize
 
 _MANY = 128  # samples from which turning inputs and outputs costs more
 
@@ -25,17 +33,35 @@ def forward(
 ) -> Tensor:
     """(M, K) to (M, N), see `reference.forward`."""
     integers, own = quantize(whole_runs(x, run))
-    by_samples, wide = len(x) >= _MANY, torch.promote_types(x.dtype, torch.float32)
-    xt = integers if by_samples else integers.t().contiguous()
+    wide = torch.promote_types(x.dtype, torch.float32)
     own = own.to(wide).unsqueeze(1)
+    packed = wide == torch.float32 and grouped_int8.packs(values)
+    full = len(values) // rows if packed else 0
+    whole = full * rows
     out = x.new_empty(len(x), len(values), dtype=wide)
+    if full:
+        for part in samples_at_once(len(x), full * values.shape[1]):
+            gathered = gather_runs(integers[part], index[:full], run)
+            product = grouped_int8.multiply(gathered, values, scale, full, rows)
+            torch.mul(product, own[part], out=out[part, :whole])
+    if whole < len(values):
+        rest = _one_by_one(integers, values[whole:], index[full:], rows, run)
+        torch.mul(rest, own * scale[whole:], out=out[:, whole:])
+    return (out if bias is None else out.add_(bias)).to(x.dtype)
+
+
+def _one_by_one(integers: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -> Tensor:
+    """The products in int32, group by group."""
+    samples = len(integers)
+    by_samples = samples >= _MANY
+    xt = integers if by_samples else integers.t().contiguous()
+    out = integers.new_empty(samples, len(values), dtype=torch.int32)
     groups = zip(
         torch.split(values, rows), torch.split(out, rows, 1), torch.split(index, 1), strict=True
     )
     for weight, onto, kept in groups:
         if by_samples:
-            product = torch._int_mm(gather_rows(integers, kept, run)[0], weight.t())
+            onto.copy_(torch._int_mm(gather_rows(integers, kept, run)[0], weight.t()))
         else:
-            product = torch._int_mm(weight, gather_columns(xt, kept, run)[0]).t()
-        torch.mul(product, own, out=onto)
-    return rescaled(out, scale, bias, x.dtype)
+            onto.copy_(torch._int_mm(weight, gather_columns(xt, kept, run)[0]).t())
+    return out

@@ -1,6 +1,7 @@
-"""The op on a CPU: inputs are gathered for many groups of rows at once and multiplied as a batch.
+"""The op on a CPU: inputs are gathered for many groups of rows at once and multiplied together.
 
-Two forms of the same product, chosen by measurement (README.md):
+Three forms of the same product, chosen by measurement (README.md):
+- *packed*: one call of oneDNN for all groups, on a weight laid out for it. What does not train.
 - *by samples*: gathered (M, kept) times W_g^T. float32 and float64, and many samples.
 - *by outputs*: W_g times gathered^T. The weight is the first operand, which the tiles of two-byte
   types read as it lies, without a copy.
@@ -12,23 +13,25 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from esper_kernels.gathering import gather_columns, gather_rows, pieces, whole_runs
-from esper_kernels.prepacked import Prepacked, keeps
+from esper_kernels import grouped
+from esper_kernels.gathering import (
+    gather_columns,
+    gather_rows,
+    gather_runs,
+    pieces,
+    samples_at_once,
+    whole_runs,
+)
 
-_FEW = 8  # samples below which the transposed weight is read where it lies
 _MANY = 128  # samples from which two-byte types are multiplied by samples
 _SECTOR = 16  # bytes in a run below which gathering from rows copies single numbers
 
 
-def _grouped(values: Tensor, rows: int) -> Tensor:
+def _groups_of(values: Tensor, rows: int) -> Tensor:
     """Whole groups of W as (groups, rows, kept), a view."""
     return values[: len(values) // rows * rows].view(-1, rows, values.shape[1])
-
-
-_turned: Prepacked[Tensor] = Prepacked(
-    lambda values, rows: _grouped(values.detach(), rows).transpose(1, 2).contiguous()
-)
 
 
 def forward(
@@ -36,17 +39,40 @@ def forward(
 ) -> Tensor:
     """(M, K) to (M, N), see `reference.forward`."""
     x, size = whole_runs(x, run), x.element_size()
+    if len(values) >= rows and grouped.packs(values, x.dtype):
+        return _packed(x, values, index, bias, rows, run)
     by_outputs = size == 2 and (len(x) < _MANY or run * size < _SECTOR)
     out = (_by_outputs if by_outputs else _by_samples)(x, values, index, rows, run)
     return out if bias is None else out.add_(bias)
 
 
+def _packed(
+    x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, rows: int, run: int
+) -> Tensor:
+    outputs, kept = values.shape
+    full = outputs // rows
+    whole = full * rows
+    many = list(samples_at_once(len(x), full * kept * x.element_size()))
+    inner = None if bias is None else bias[:whole]
+    products = (
+        grouped.multiply(gather_runs(x[part], index[:full], run), values, full, rows, inner)
+        for part in many
+    )
+    if len(many) == 1 and whole == outputs:
+        return next(products)
+    out = x.new_empty(len(x), outputs)
+    for part, product in zip(many, products, strict=True):
+        out[part, :whole] = product
+    if whole < outputs:  # a last group with fewer rows
+        last = gather_runs(x, index[full:], run)
+        tail = None if bias is None else bias[whole:]
+        out[:, whole:] = functional.linear(last, values[whole:], tail)
+    return out
+
+
 def _by_samples(x: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -> Tensor:
     samples, (outputs, kept), dtype = len(x), values.shape, x.dtype
-    if samples >= _FEW and values.dtype == dtype and keeps(values):
-        weight = _turned(values, rows)
-    else:
-        weight = _grouped(values, rows).transpose(1, 2)
+    weight = _groups_of(values, rows).transpose(1, 2)
     full = len(weight)
     parts = list(pieces(full, samples * kept * x.element_size()))
     if len(parts) == 1 and full * rows == outputs:
@@ -65,7 +91,7 @@ def _by_samples(x: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -
 
 def _by_outputs(x: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -> Tensor:
     samples, (outputs, kept), dtype = len(x), values.shape, x.dtype
-    weight, xt = _grouped(values, rows), x.t().contiguous()
+    weight, xt = _groups_of(values, rows), x.t().contiguous()
     full = len(weight)
     parts = list(pieces(full, samples * kept * x.element_size()))
     if len(parts) == 1 and full * rows == outputs:

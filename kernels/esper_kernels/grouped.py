@@ -1,0 +1,64 @@
+"""On a CPU, the products of all groups of rows in one call of oneDNN, on a weight packed for it.
+
+A 1x1 convolution with G groups is G matrix products side by side: each group of outputs has its own
+inputs as channels, and the samples are pixels. oneDNN packs its weight in blocks once and then
+multiplies all groups without a copy, which neither a batch of products nor a call for each group
+does.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from esper_kernels.layouts import PLACE, Layouts, as_image, from_image
+from esper_kernels.prepacked import Prepacked, keeps
+
+
+@cache
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether this build and processor have packed convolutions of a dtype."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
+
+def packs(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a weight is multiplied packed with inputs of a dtype; one that trains is not."""
+    return weight.dtype == dtype and _multiplies(dtype) and keeps(weight)
+
+
+_layouts: Prepacked[Layouts] = Prepacked(lambda weight: Layouts())
+
+
+def multiply(
+    gathered: Tensor, weight: Tensor, groups: int, rows: int, bias: Tensor | None
+) -> Tensor:
+    """Each group's inputs times the transpose of its part of the weight.
+
+    Args:
+        gathered: (M, groups * kept), contiguous.
+        weight: (N, kept), for which `packs` holds; its rows behind whole groups are left out.
+        groups, rows: how many, and of how many outputs each.
+        bias: (groups * rows,) or none.
+
+    Returns:
+        (M, groups * rows).
+    """
+    whole = weight[: groups * rows]
+    bias = None if bias is None else bias.contiguous()  # its strides are not looked at
+    packed = _layouts(weight).of(whole, groups, len(gathered), _pack)
+    return from_image(
+        torch.ops.mkldnn._convolution_pointwise(
+            as_image(gathered), packed, bias, *PLACE, groups, "none", [], ""
+        )
+    )
+
+
+def _pack(kernel: Tensor, groups: int, image: list[int]) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(kernel, *PLACE, groups, image)
+    return packed
