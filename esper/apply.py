@@ -21,7 +21,7 @@ from esper.ir.ecology import Immunity, SlotLife, Sparsity
 from esper.ir.modes import set_path
 from esper.ir.origin import set_origin
 from esper.plan import Edit, Insert, Plan, Ref, ReplaceUses, Retarget, SetArg, SetLife
-from esper.state import Create, Drop, Join, Move, Op, Part, Rearrange, Replace
+from esper.state import Create, Drop, Join, Move, Op, Part, Rearrange, Replace, Train
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -143,6 +143,9 @@ class Applier:
         elif isinstance(op, Drop):
             self._drop(tensor)
             self._sweep(name.rpartition(".")[0])
+        elif isinstance(op, Train):
+            self._train(tensor, op)
+            after = tensor
         elif isinstance(tensor, torch.nn.Parameter) and _keeps_type(tensor, op):
             self._parameter(tensor, op)
             after = tensor
@@ -156,6 +159,18 @@ class Applier:
         follows = grad is not None and not isinstance(op, Replace)
         shadow = op.shadow(grad) if grad is not None and follows else None
         self._store(parameter, op(parameter.data), shadow)
+
+    def _train(self, parameter: torch.Tensor, op: Train) -> None:
+        """A gradient that is left over would go on moving it."""
+        trained, grad = parameter.requires_grad, parameter.grad
+
+        def undo() -> None:
+            parameter.requires_grad_(trained)
+            parameter.grad = grad
+
+        self._journal.add(undo)
+        parameter.requires_grad_(op.trains)
+        parameter.grad = grad if op.trains else None
 
     def _join(self, tensor: torch.Tensor, op: Join, others: tuple[torch.Tensor, ...]) -> None:
         """The gradients of all follow; one that is missing is zero."""

@@ -193,6 +193,24 @@ class Rearrange:
 
 
 @dataclass(frozen=True)
+class Train:
+    """A parameter trains, or does not, from now on; its value and its past stay."""
+
+    trains: bool
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def shadow(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Moments and averages stay; a gradient goes where nothing trains."""
+        return tensor
+
+    def text(self) -> str:
+        """Deterministic text."""
+        return "train" if self.trains else "freeze"
+
+
+@dataclass(frozen=True)
 class Join:
     """Take other tensors behind itself along the first dim; the plan drops those.
 
@@ -254,7 +272,9 @@ class Drop:
         return "drop"
 
 
-Move = Select | Grow | Patch | Replace | Forget | Rearrange  # operations on a tensor that stays
+Move = (
+    Select | Grow | Patch | Replace | Forget | Rearrange | Train
+)  # operations on a tensor that stays
 Op = Move | Join | Part | Create | Drop
 
 

@@ -18,7 +18,10 @@ SHAPES = (
     "llama-3-8b/o,llama-3-8b/mlp,llama-3-8b/projections,qwen2.5-7b/o,bert-base/up,bert-base/down,"
     "vit-b16/head,mixer-b16/token-up"
 )
-PATTERNS = "dense,128:*x16,128:1:4x*,512:2:4x16,512:1:4x16,512:1:4x16+int8,128x64@0.25,2:4,int8,low-rank@0.25"
+PATTERNS = (
+    "dense,128:*x16,128:1:4x*,512:2:4x16,512:1:4x16,512:1:4x16+int8,128x64@0.25,"
+    "2:4,int8,low-rank@0.25"
+)
 
 if __name__ == "__main__":
     sys.exit(

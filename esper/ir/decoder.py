@@ -185,7 +185,9 @@ def _node(
 
 
 def _origin(call: Any) -> Origin:
-    name, op, reads, module, source, tensors = _list(call)
+    name, op, reads, module, source, tensors, froze = _list(call)
+    if type(froze) is not bool:
+        raise CodecError("origins are not encoded as they should be")
     codec.decode_target(op)
     return Origin(
         codec.identifier(name),
@@ -194,6 +196,7 @@ def _origin(call: Any) -> Origin:
         codec.text(module),
         codec.text(source),
         tuple(codec.tensor_name(tensor) for tensor in _list_of(tensors, str, "origins")),
+        froze,
     )
 
 

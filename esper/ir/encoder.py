@@ -68,7 +68,8 @@ def _node(model: Model, node: fx.Node) -> dict[str, Any]:
             ]
         if origin := origin_of(node):
             facts["origin"] = [
-                [*call[:2], list(call.reads), *call[3:5], list(call.tensors)] for call in origin
+                [*call[:2], list(call.reads), *call[3:5], list(call.tensors), call.froze]
+                for call in origin
             ]
         value = node.meta.get("val")
         facts["value"] = describe(value)

@@ -18,6 +18,7 @@ class Origin(NamedTuple):
         reads: names of those of the calls before it that it reads, in the order of its arguments.
         module, source: where it stood in the original code.
         tensors: names of tensors that it read and that are no more.
+        froze: whether its weight trained before, and no longer does.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Origin(NamedTuple):
     module: str = ""
     source: str = ""
     tensors: tuple[str, ...] = ()
+    froze: bool = False
 
 
 def origin_of(node: fx.Node) -> tuple[Origin, ...]:

@@ -14,7 +14,7 @@ import torch
 
 from esper.errors import UsageError
 from esper.live.policy import Moments
-from esper.state import Forget, Grow, Move, Patch, Rearrange, Replace, Select
+from esper.state import Forget, Grow, Move, Patch, Rearrange, Replace, Select, Train
 
 # State key and the parameter's shape -> the parameter's dim that each dim of the state tensor is.
 Layout = Callable[[str, tuple[int, ...]], tuple[int, ...]]
@@ -130,7 +130,7 @@ def follow(
     """
     if not dims:
         return state
-    if isinstance(op, Patch):
+    if isinstance(op, (Patch, Train)):
         return state
     if isinstance(op, Forget):
         whole = tuple(dims) == tuple(range(len(shape))) and state.shape == op.at.shape

@@ -35,12 +35,15 @@ class LowerLinear(_Lowering):
         kernel: the op of `esper_kernels` that it calls from now on.
         rows, run: for kernels of runs: how many outputs share the inputs that they read, and how
             many inputs in a row are kept or dropped together.
+        freeze: the weight trains no more. On a CPU, one that does not is laid out once for the
+            fastest product.
     """
 
     type: Literal["lower-linear"] = "lower-linear"
     kernel: LinearKernel = "vnm_linear"
     rows: int = Field(default=0, ge=0)
     run: int = Field(default=0, ge=0)
+    freeze: bool = False
 
     @model_validator(mode="after")
     def _runs(self) -> Self:
@@ -56,11 +59,13 @@ class LowerGatedMlp(_Lowering):
     Attributes:
         node: name of the node of the product.
         rows, run: of the runs that both weights keep; 0 for weights without zeros.
+        freeze: as for `LowerLinear`, both weights.
     """
 
     type: Literal["lower-gated-mlp"] = "lower-gated-mlp"
     rows: int = Field(default=0, ge=0)
     run: int = Field(default=0, ge=0)
+    freeze: bool = False
 
     @model_validator(mode="after")
     def _runs(self) -> Self:

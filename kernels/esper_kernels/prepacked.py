@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 T = TypeVar("T")
 
@@ -22,6 +22,7 @@ T = TypeVar("T")
 class _Entry(Generic[T]):
     weight: weakref.ref[Tensor]
     state: tuple[int, ...]
+    memory: UntypedStorage  # held, so that no other data comes to lie at its address
     layout: T
 
 
@@ -46,7 +47,7 @@ class Prepacked(Generic[T]):
             return entry.layout
         layout = self.build(weight, *sizes)
         reference = weakref.ref(weight, lambda gone: self._forget(name, gone))
-        self._kept[name] = _Entry(reference, state, layout)
+        self._kept[name] = _Entry(reference, state, weight.untyped_storage(), layout)
         return layout
 
     def _forget(self, name: int, gone: weakref.ref[Tensor]) -> None:

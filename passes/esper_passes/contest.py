@@ -51,10 +51,18 @@ class Contest:
         return f"{facts['op']} on {sizes}, {facts['pattern']}"
 
 
-def fight(contest: Contest, device: str, objective: str) -> Ratio:
-    """Time both ways: of a forward pass, or with the backward pass where that is the objective."""
-    present, kernel = (_run(way, objective == "training") for way in contest.ways())
-    if objective == "training":
+def fight(contest: Contest, device: str, objective: str, frozen: bool) -> Ratio:
+    """Time both ways: of a forward pass, or with the backward pass where that is the objective.
+
+    `frozen` says whether weights train, on which the way of a kernel may depend.
+    """
+    ways = contest.ways()
+    training = objective == "training"
+    if training or not frozen:
+        for leaf in (leaf for way in ways for leaf in way.leaves):
+            leaf.requires_grad_()
+    present, kernel = (_run(way, training) for way in ways)
+    if training:
         return duel(present, kernel, device=device)
     with torch.no_grad():
         return duel(present, kernel, device=device)
@@ -63,8 +71,6 @@ def fight(contest: Contest, device: str, objective: str) -> Ratio:
 def _run(way: Way, training: bool) -> Run:
     if not training:
         return way.run
-    for leaf in way.leaves:
-        leaf.requires_grad_()
 
     def step() -> object:
         out = way.run()

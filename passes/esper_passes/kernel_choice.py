@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from esper.gate.backends import backend, usable
 from esper.gate.backends.base import Context as Place
-from esper.propose import SelectBackend
+from esper.propose import LowerGatedMlp, LowerLinear, ProposalBase, SelectBackend
 from esper_passes.choice_cache import ChoiceCache
 from esper_passes.contest import Contest, fight
 
@@ -18,11 +18,24 @@ if TYPE_CHECKING:
     from esper_passes.duel import Ratio
 
 
-class Chooser:
-    """What one run of a pass knows: the device, the objective, and where the model runs."""
+Freeze = Literal["auto", "yes", "no"]
 
-    def __init__(self, model: Model, context: Context, proposer: str) -> None:
-        self._proposer = proposer
+
+class Chooser:
+    """What one run of a pass knows: the device, the objective, and where the model runs.
+
+    Args:
+        model: whose layers are looked at.
+        context: what the pass was given.
+        proposer: its name.
+        freeze: whether packed weights stop to train; `auto` where that pays: on a CPU, when
+            inference is judged.
+    """
+
+    def __init__(
+        self, model: Model, context: Context, proposer: str, freeze: Freeze = "auto"
+    ) -> None:
+        self._model, self._proposer = model, proposer
         device = next((tensor.device.type for _, tensor in model.all_tensors()), "cpu")
         self._place = (
             Place(threads=torch.get_num_threads(), device=device)
@@ -34,6 +47,9 @@ class Chooser:
         #: The backend that was asked for and has no kernels; empty else.
         self.bound = context.backend if told and not self._has_kernels else ""
         self._cache = ChoiceCache(device, self._place.threads)
+        judged = context.gate is not None and context.gate.objective == "inference"
+        on_cpu = self._place.device == "cpu"
+        self._freeze = freeze == "yes" or (freeze == "auto" and judged and on_cpu)
 
     @property
     def trouble(self) -> str:
@@ -42,18 +58,33 @@ class Chooser:
 
     def ratio(self, contest: Contest) -> Ratio:
         """How many times faster the kernel is than the ops that are there."""
+        frozen = self._freeze or not self._train(contest)
         facts = {**contest.facts, "objective": self._place.objective}
+        if self._place.device == "cpu":  # elsewhere it makes no difference
+            facts["frozen"] = frozen
         ratio = self._cache.get(facts)
         if ratio is None:
             before = torch.get_num_threads()
             torch.set_num_threads(self._place.threads)
             try:
-                ratio = fight(contest, self._place.device, self._place.objective)
+                ratio = fight(contest, self._place.device, self._place.objective, frozen)
             finally:
                 torch.set_num_threads(before)
             if ratio.clear:  # noise of a busy moment is not remembered
                 self._cache.put(facts, ratio)
         return ratio
+
+    def proposal(self, contest: Contest) -> ProposalBase:
+        """The proposal of a contest, with the weights frozen where that is wanted."""
+        found = contest.proposal
+        of_runs = isinstance(found, (LowerLinear, LowerGatedMlp)) and found.rows
+        if of_runs and self._freeze and self._train(contest):
+            return found.model_copy(update={"freeze": True})
+        return found
+
+    def _train(self, contest: Contest) -> bool:
+        weights = (self._model.tensor(name) for name in contest.weights)
+        return any(weight is not None and weight.requires_grad for weight in weights)
 
     def move(self) -> SelectBackend | None:
         """The proposal to run where kernels run; None where the model does."""

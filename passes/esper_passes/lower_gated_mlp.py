@@ -57,20 +57,21 @@ def _planned(model: Model, proposal: LowerGatedMlp, live: Plan | None) -> Plan |
 
 def _plan(model: Model, proposal: LowerGatedMlp, found: Gated, kept: list[Kept | None]) -> Plan:
     _ = model.anatomy.axes, model.anatomy.phages  # IDs are those of the dense weights
-    packer, runs = Packer(model, found.node), (proposal.rows or None, proposal.run or None)
+    packer = Packer(model, found.node, proposal.freeze)
+    runs = (proposal.rows or None, proposal.run or None)
     reads = [packer.add(each, k) for each, k in zip((found.gate, found.up), kept, strict=True)]
     # Values, then scales, then indices, of gate and up in turn.
     args = (Ref(found.gate.x.name), *(one for pair in zip(*reads, strict=True) for one in pair))
     return Plan(
         proposal=proposal,
-        summary=f"%{found.node.name} computes with esper::gated_linear",
+        summary=f"%{found.node.name} computes with esper::gated_linear{packer.note}",
         edits=(
             *packer.inserts,
             Retarget(
                 found.node.name,
                 kernels.gated_linear.default,
                 (*args, found.activation, *runs),
-                found.origin(),
+                packer.remembered(found.origin()),
             ),
             *(Erase(node.name) for node in found.gone),
             *packer.gone,

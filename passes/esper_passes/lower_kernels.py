@@ -14,7 +14,7 @@ from esper_passes.attention_contest import attention_contest
 from esper_passes.contest import Contest
 from esper_passes.example_sizes import ExampleSizes
 from esper_passes.gated_contest import gated_contest
-from esper_passes.kernel_choice import Chooser
+from esper_passes.kernel_choice import Chooser, Freeze
 from esper_passes.linear_contests import linear_contest, low_rank_contest
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ class LowerKernels(Pass):
 
     A layer is proposed where the kernel beat the present ops clearly, on random data of the
     example's sizes: as a table shipped for the device says, or as measured here once and kept in
-    the user's cache directory. The gate then judges the whole step. Weights keep training; files
-    that hold kernels need `import esper_kernels.ops` before they are loaded.
+    the user's cache directory. The gate then judges the whole step. Weights keep training, unless
+    frozen: on a CPU, kernels of runs are fastest on weights that do not change. Files that hold
+    kernels need `import esper_kernels.ops` before they are loaded.
     """
 
     name: ClassVar[str] = "lower-kernels"
@@ -43,13 +44,18 @@ class LowerKernels(Pass):
         default="measured", metadata={"doc": "all proposes whatever fits, and measures nothing"}
     )
 
+    freeze: Freeze = field(
+        default="auto",
+        metadata={"doc": "whether packed weights stop to train; auto: on a CPU, for inference"},
+    )
+
     def __post_init__(self) -> None:
         if self.margin < 0:
             raise ValueError(f"margin must not be negative, it is {self.margin}")
 
     def propose(self, model: Model, context: Context) -> Proposals:
         """One proposal for each place where a kernel wins, after one to run where kernels do."""
-        chooser = Chooser(model, context, self.name)
+        chooser = Chooser(model, context, self.name, self.freeze)
         if chooser.bound:
             yield Remark(
                 "missed",
@@ -104,7 +110,7 @@ class LowerKernels(Pass):
         if move is not None:
             yield move
         update = {"evidence": evidence, "proposer": self.name}
-        yield contest.proposal.model_copy(update=update)
+        yield chooser.proposal(contest).model_copy(update=update)
 
 
 def _lost(contest: Contest, ratio: Ratio, than: str, remedy: str) -> Remark:

@@ -74,7 +74,7 @@ def _layer(model: Model, proposal: LowerLinear) -> Lowerable | Refusal:
 
 def _plan(model: Model, proposal: LowerLinear, layer: Lowerable, kept: Kept | None) -> Plan:
     _ = model.anatomy.axes, model.anatomy.phages  # IDs are those of the dense weight
-    node, packer = layer.node, Packer(model, layer.node)
+    node, packer = layer.node, Packer(model, layer.node, proposal.freeze)
     reads = [read for read in packer.add(layer, kept) if read is not None]
     bias = None if layer.bias is None else Ref(layer.bias.name)
     more: tuple[int, ...] = ()
@@ -86,8 +86,12 @@ def _plan(model: Model, proposal: LowerLinear, layer: Lowerable, kept: Kept | No
     args = (Ref(layer.x.name), *reads, bias, *more)
     return Plan(
         proposal=proposal,
-        summary=f"%{node.name} computes with esper::{proposal.kernel}",
-        edits=(*packer.inserts, Retarget(node.name, target, args, layer.origin()), *packer.gone),
+        summary=f"%{node.name} computes with esper::{proposal.kernel}{packer.note}",
+        edits=(
+            *packer.inserts,
+            Retarget(node.name, target, args, packer.remembered(layer.origin())),
+            *packer.gone,
+        ),
         state=StateTransform(packer.state),
         lives=tuple(packer.lives),
         tolerance=proposal.tolerance,

@@ -10,7 +10,7 @@ from torch import fx
 from esper.ir.codec import decode_target
 from esper.ir.origin import Origin
 from esper.plan import Erase, Insert, Ref, SetLife
-from esper.state import Create, Drop, Forget, Op, Rearrange, Replace
+from esper.state import Create, Drop, Forget, Op, Rearrange, Replace, Train
 from esper_passes import packing
 from esper_passes.editing import Inserter
 from esper_passes.liveness import fresh
@@ -36,6 +36,7 @@ class Packer:
     Args:
         model: never changed.
         node: that will read them.
+        freeze: whether weights stop to train.
 
     Attributes:
         state: what happens to tensors.
@@ -43,13 +44,23 @@ class Packer:
         inserts, gone: edits to make before and after the node calls its kernel.
     """
 
-    def __init__(self, model: Model, node: fx.Node) -> None:
-        self._model, self._names = model, model.canonical_names()
+    def __init__(self, model: Model, node: fx.Node, freeze: bool = False) -> None:
+        self._model, self._names, self._freeze = model, model.canonical_names(), freeze
         self._insert = Inserter(model, node)
         self.state: dict[str, tuple[Op, ...]] = {}
         self.lives: list[SetLife] = []
         self.gone: list[Erase] = []
         self._counts: dict[str, int] = {}
+        self._frozen: set[str] = set()
+
+    @property
+    def note(self) -> str:
+        """What a summary adds where something is frozen."""
+        return " on frozen weights" if self._frozen else ""
+
+    def remembered(self, calls: tuple[Origin, ...]) -> tuple[Origin, ...]:
+        """Calls that the kernel takes over, which know what of them was frozen."""
+        return tuple(call._replace(froze=call.name in self._frozen) for call in calls)
 
     @property
     def inserts(self) -> list[Insert]:
@@ -84,6 +95,9 @@ class Packer:
             place = self._insert.read(name, f"{layer.node.name}_{kept.suffix}")
         elif layer.columns:
             moves.append(packing.turn(shape))
+        if self._freeze and trains(self._model, layer):
+            moves.append(Train(False))
+            self._frozen.add(layer.node.name)
         if moves:
             self.state[layer.weight] = tuple(moves)
         return Reads(Ref(layer.read.name), scale, place)
@@ -106,6 +120,12 @@ class Packer:
         if found:
             found["density"] = found.pop("kept") / found.pop("entries")
         return found
+
+
+def trains(model: Model, layer: Lowerable) -> bool:
+    """Whether the weight of a layer trains."""
+    weight = model.tensor(layer.weight)
+    return weight is not None and weight.requires_grad
 
 
 def _vector(model: Model, scale: fx.Node) -> Rearrange | Replace:
@@ -163,8 +183,11 @@ class Unpacker:
         if index is not None:
             self.state[self._names[str(index.target)]] = (Drop(),)
             self.gone.append(Erase(index.name))
-        if move is not None:
-            self.state[self._names[str(values.target)]] = (move.inverse(shape),)
+        moves: list[Op] = [] if move is None else [move.inverse(shape)]
+        if layer.froze:
+            moves.append(Train(True))
+        if moves:
+            self.state[self._names[str(values.target)]] = tuple(moves)
         if scale is None:
             return weight
         self.state[self._names[str(scale.target)]] = (self._column(scale, columns),)

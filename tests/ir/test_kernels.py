@@ -106,12 +106,13 @@ def test_files_keep_where_a_node_came_from(lowered: Model, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("call", "why"),
     [
-        (["addmm", "aten.nothing.default", [], "", "", []], "is not known"),
-        (["no name", "aten.addmm.default", [], "", "", []], "no identifier"),
-        (["addmm", "os.system", [], "", "", []], "is no op"),
-        (["addmm", "aten.addmm.default", ["a b"], "", "", []], "no identifier"),
-        (["addmm", "aten.addmm.default", [], "\n", "", []], "in one line"),
-        (["addmm", "aten.addmm.default", [], "", "", ["a\nb"]], "not admitted"),
+        (["addmm", "aten.nothing.default", [, False], "", "", [], False], "is not known"),
+        (["no name", "aten.addmm.default", [, False], "", "", [], False], "no identifier"),
+        (["addmm", "os.system", [, False], "", "", [], False], "is no op"),
+        (["addmm", "aten.addmm.default", ["a b", False], "", "", [], False], "no identifier"),
+        (["addmm", "aten.addmm.default", [, False], "\n", "", [], False], "in one line"),
+        (["addmm", "aten.addmm.default", [, False], "", "", ["a\nb"], False], "not admitted"),
+        (["addmm", "aten.addmm.default", [], "", "", [], 1], "origins are not encoded"),
         (["addmm"], "not hold what it should"),
         ("addmm", "not encoded"),
     ],
@@ -158,4 +159,4 @@ def test_members_move_with_their_dims_and_come_back() -> None:
 
 
 def test_an_origin_is_plain_data() -> None:
-    assert Origin("mul", "aten.mul.Tensor") == ("mul", "aten.mul.Tensor", (), "", "", ())
+    assert Origin("mul", "aten.mul.Tensor") == ("mul", "aten.mul.Tensor", (), "", "", (), False)

@@ -80,6 +80,17 @@ def test_layouts_go_with_their_weight() -> None:
     assert len(grouped._layouts) == before
 
 
+def test_other_data_at_the_same_address_is_seen() -> None:
+    """An allocator gives the address of what was freed again; the counter does not move."""
+    weight = torch.randn(64)
+    layouts = Prepacked(torch.clone)
+    for _ in range(8):
+        layouts(weight)
+        weight.data = torch.randn(64)
+        weight.data = torch.randn(64)
+        assert torch.equal(layouts(weight), weight)
+
+
 def test_built_once() -> None:
     built: list[int] = []
 

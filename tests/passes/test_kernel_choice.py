@@ -185,7 +185,7 @@ def test_contestants_run_with_gradients_where_that_is_the_objective(
         return RATIO
 
     monkeypatch.setattr(contest, "duel", watched)
-    assert contest.fight(_contest(), "cpu", objective) == RATIO
+    assert contest.fight(_contest(), "cpu", objective, frozen=True) == RATIO
     if objective == "inference":
         assert [tuple(value.shape) for value in seen] == [(4, 2), (4, 2)]
         assert not any(value.requires_grad for value in seen)

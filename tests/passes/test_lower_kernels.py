@@ -42,7 +42,7 @@ def fought(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Contest], Rat
     def install(outcome: Callable[[Contest], Ratio]) -> list[str]:
         seen: list[str] = []
 
-        def fight(contest: Contest, device: str, objective: str) -> Ratio:
+        def fight(contest: Contest, device: str, objective: str, frozen: bool) -> Ratio:
             seen.append(contest.text())
             return outcome(contest)
 

@@ -1,0 +1,108 @@
+"""Packed products on a CPU: layouts by number of samples, and the ways around them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from esper_kernels import grouped, grouped_int8, ops
+from esper_kernels.int8 import quantize
+from esper_kernels.layouts import Layouts
+from esper_kernels.vnm_dynamic_linear import cpu as dynamic
+from esper_kernels.vnm_dynamic_linear import reference as dynamic_reference
+from esper_kernels.vnm_linear import cpu, reference
+from tests.kernels.problems import Sizes, sparse
+
+SIZES = Sizes(inputs=192, outputs=300, rows=64, run=16)  # four whole groups and a shorter one
+SAMPLES = (1, 5, 63, 64, 100, 130)  # oneDNN changes its mind on the way
+# What the sum of magnitudes is off by, in float32, and in bfloat16.
+TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_one_weight_for_every_number_of_samples(dtype: torch.dtype) -> None:
+    if not grouped._multiplies(dtype):
+        pytest.skip(f"no packed products of {dtype} here")
+    packed, bias = sparse(SIZES, dtype), torch.randn(SIZES.outputs).to(dtype)
+    arguments = (packed.index, bias, SIZES.rows, SIZES.run)
+    for samples in (*SAMPLES, *SAMPLES):
+        x = torch.randn(samples, SIZES.inputs).to(dtype)
+        out = cpu.forward(x, packed.values, *arguments)
+        wide = reference.forward(
+            x.double(), packed.values.double(), packed.index, bias.double(), SIZES.rows, SIZES.run
+        )
+        torch.testing.assert_close(
+            out.double(), wide, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype]
+        )
+    assert 1 <= len(grouped._layouts(packed.values)._packed) <= 3
+
+
+def test_a_layout_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[int] = []
+    pack = grouped._pack
+
+    def counted(kernel: Tensor, groups: int, image: list[int]) -> Tensor:
+        packed.append(image[2])
+        return pack(kernel, groups, image)
+
+    layouts, weight = Layouts(), torch.randn(96, 48)
+    first = layouts.of(weight, 3, 8, counted)
+    assert layouts.of(weight, 3, 8, counted) is first
+    other = layouts.of(weight, 3, 9, counted)  # whether it wants the same is not known yet
+    assert other is first or len(layouts._packed) == 2
+    again = Layouts()  # and now it is
+    again.of(weight, 3, 8, counted)
+    assert (again.of(weight, 3, 9, counted) is again.of(weight, 3, 8, counted)) is (other is first)
+    assert packed[:3] == [8, 9, 8]
+
+
+def test_what_trains_is_multiplied_as_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = sparse(SIZES, torch.float32)
+    assert grouped.packs(packed.values, torch.float32)
+    assert not grouped.packs(packed.values, torch.bfloat16)
+    assert not grouped.packs(packed.values.double(), torch.float64)
+    assert not grouped.packs(packed.values.clone().requires_grad_(), torch.float32)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not grouped._multiplies.__wrapped__(torch.float32)
+    assert not grouped_int8._multiplies.__wrapped__()
+
+
+# -- integers --------------------------------------------------------------------------------------
+
+
+def _integers() -> tuple[Tensor, Tensor, Tensor]:
+    packed = sparse(SIZES, torch.float32)
+    values, scale = quantize(packed.values)
+    return values, scale, packed.index
+
+
+@pytest.mark.parametrize("fitting", [True, False])
+def test_integers_with_and_without_the_library(
+    fitting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fitting and not grouped_int8._multiplies():
+        pytest.skip("no VNNI here")
+    monkeypatch.setattr(grouped_int8, "packs", lambda values: fitting)
+    values, scale, index = _integers()
+    bias = torch.randn(SIZES.outputs)
+    for samples in SAMPLES:
+        x = torch.randn(samples, SIZES.inputs)
+        arguments = (x, values, scale, index, bias, SIZES.rows, SIZES.run)
+        torch.testing.assert_close(
+            dynamic.forward(*arguments), dynamic_reference.forward(*arguments), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_the_largest_integers_do_not_overflow() -> None:
+    """255 times 127 in every place: pairs of these do not fit into 16 bits."""
+    inputs, rows = 4096, 16
+    values = torch.full((rows, inputs), 127, dtype=torch.int8)
+    scale, index = torch.ones(rows), torch.arange(inputs // 16, dtype=torch.int32)[None]
+    for x in (torch.full((3, inputs), 1.0), torch.full((3, inputs), -1.0)):
+        out = ops.vnm_dynamic_linear(x, values, scale, index, None, rows, 16)
+        torch.testing.assert_close(out, x[:, :rows] * 127 * inputs)
+
+
+def test_sums_that_32_bits_cannot_hold_are_left_to_others() -> None:
+    assert not grouped_int8.packs(torch.ones(1, grouped_int8._MOST + 1, dtype=torch.int8))
