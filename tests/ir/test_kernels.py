@@ -106,10 +106,10 @@ def test_files_keep_where_a_node_came_from(lowered: Model, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("call", "why"),
     [
-        (["addmm", "aten.nothing.default", [, False], "", "", [], False], "is not known"),
-        (["no name", "aten.addmm.default", [, False], "", "", [], False], "no identifier"),
-        (["addmm", "os.system", [, False], "", "", [], False], "is no op"),
-        (["addmm", "aten.addmm.default", ["a b", False], "", "", [], False], "no identifier"),
+        (["addmm", "aten.nothing.default", [], "", "", [], False], "is not known"),
+        (["no name", "aten.addmm.default", [], "", "", [], False], "no identifier"),
+        (["addmm", "os.system", [], "", "", [], False], "is no op"),
+        (["addmm", "aten.addmm.default", ["a b"], "", "", [], False], "no identifier"),
         (["addmm", "aten.addmm.default", [, False], "\n", "", [], False], "in one line"),
         (["addmm", "aten.addmm.default", [, False], "", "", ["a\nb"], False], "not admitted"),
         (["addmm", "aten.addmm.default", [], "", "", [], 1], "origins are not encoded"),
