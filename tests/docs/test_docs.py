@@ -24,6 +24,7 @@ PAGES = {
     "how-a-rewrite-travels.md": 4,
     "slots.md": 7,
     "growth.md": 3,
+    "lowering.md": 6,
     "signals-and-masks.md": 5,
     "swaps.md": 6,
     "write-your-own-pass.md": 4,
