@@ -19,6 +19,7 @@ from esper_kernels.gathering import (
 )
 from esper_kernels.int8 import quantize
 
+_ROUNDED = 4 << 20  # bytes that are made of samples at once: rounding reads them several times
 _MANY = 128  # samples from which turning inputs and outputs costs more
 
 
@@ -32,22 +33,26 @@ def forward(
     run: int,
 ) -> Tensor:
     """(M, K) to (M, N), see `reference.forward`."""
-    integers, own = quantize(whole_runs(x, run))
+    x, outputs = whole_runs(x, run), len(values)
     wide = torch.promote_types(x.dtype, torch.float32)
-    own = own.to(wide).unsqueeze(1)
     packed = wide == torch.float32 and grouped_int8.packs(values)
-    full = len(values) // rows if packed else 0
+    full = outputs // rows if packed else 0
     whole = full * rows
-    out = x.new_empty(len(x), len(values), dtype=wide)
-    if full:
-        for part in samples_at_once(len(x), full * values.shape[1]):
-            gathered = gather_runs(integers[part], index[:full], run)
-            product = grouped_int8.multiply(gathered, values, scale, full, rows)
-            torch.mul(product, own[part], out=out[part, :whole])
-    if whole < len(values):
-        rest = _one_by_one(integers, values[whole:], index[full:], rows, run)
-        torch.mul(rest, own * scale[whole:], out=out[:, whole:])
-    return (out if bias is None else out.add_(bias)).to(x.dtype)
+    out = x.new_empty(len(x), outputs)
+    size = max(x.shape[1], outputs) * wide.itemsize + full * values.shape[1]
+    for part in samples_at_once(len(x), size, _ROUNDED):
+        integers, own = quantize(x[part])
+        own = own.to(wide).unsqueeze(1)
+        product = x.new_empty(len(integers), outputs, dtype=wide)
+        if full:
+            gathered = gather_runs(integers, index[:full], run)
+            inner = grouped_int8.multiply(gathered, values, scale, full, rows)
+            torch.mul(inner, own, out=product[:, :whole])
+        if whole < outputs:
+            rest = _one_by_one(integers, values[whole:], index[full:], rows, run)
+            torch.mul(rest, own * scale[whole:], out=product[:, whole:])
+        out[part] = product if bias is None else product.add_(bias)
+    return out
 
 
 def _one_by_one(integers: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -> Tensor:
