@@ -13,14 +13,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from esper_kernels.layouts import PLACE, Layouts, as_image, from_image
+from esper_kernels.layouts import PLACE, Layouts, as_image, from_image, library
 from esper_kernels.prepacked import Prepacked, keeps
 
 
 @cache
 def _multiplies(dtype: torch.dtype) -> bool:
     """Whether this build and processor have packed convolutions of a dtype."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not library():
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

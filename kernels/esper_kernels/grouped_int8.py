@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from esper_kernels.layouts import PLACE, Layouts, as_image, from_image
+from esper_kernels.layouts import PLACE, Layouts, as_image, from_image, library
 from esper_kernels.prepacked import Prepacked, keeps
 
 _MOST = (1 << 31) // (255 * 127)  # inputs whose products can be added in 32 bits
@@ -21,8 +21,7 @@ _MOST = (1 << 31) // (255 * 127)  # inputs whose products can be added in 32 bit
 @cache
 def _multiplies() -> bool:
     """Whether sums are exact here: without VNNI, oneDNN adds pairs of products in 16 bits."""
-    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return built and torch.cpu._is_vnni_supported()
+    return library() and torch.cpu._is_vnni_supported()
 
 
 def packs(values: Tensor) -> bool:

@@ -8,6 +8,7 @@ times as long as the product. So layouts are told apart by their descriptors and
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +18,13 @@ PLACE: tuple[Any, ...] = ([0, 0], [1, 1], [1, 1])  # padding, stride, dilation o
 
 # Sizes, dtype and samples to the descriptor of the layout that they want.
 _wanted: dict[tuple[Any, ...], bytes] = {}
+
+
+@cache
+def library() -> bool:
+    """Whether PyTorch was built with oneDNN, and has what tells its layouts apart."""
+    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return built and hasattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md")
 
 
 class Layouts:

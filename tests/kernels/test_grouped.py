@@ -8,7 +8,7 @@ from torch import Tensor
 
 from esper_kernels import grouped, grouped_int8, ops
 from esper_kernels.int8 import quantize
-from esper_kernels.layouts import Layouts
+from esper_kernels.layouts import Layouts, library
 from esper_kernels.vnm_dynamic_linear import cpu as dynamic
 from esper_kernels.vnm_dynamic_linear import reference as dynamic_reference
 from esper_kernels.vnm_linear import cpu, reference
@@ -64,7 +64,10 @@ def test_what_trains_is_multiplied_as_it_lies(monkeypatch: pytest.MonkeyPatch) -
     assert not grouped.packs(packed.values.double(), torch.float64)
     assert not grouped.packs(packed.values.clone().requires_grad_(), torch.float32)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not library.__wrapped__()
+    monkeypatch.setattr(grouped, "library", lambda: False)
     assert not grouped._multiplies.__wrapped__(torch.float32)
+    monkeypatch.setattr(grouped_int8, "library", lambda: False)
     assert not grouped_int8._multiplies.__wrapped__()
 
 
