@@ -49,9 +49,8 @@ def multiply(
     Returns:
         (M, groups * rows).
     """
-    whole = weight[: groups * rows]
     bias = None if bias is None else bias.contiguous()  # its strides are not looked at
-    packed = _layouts(weight).of(whole, groups, len(gathered), _pack)
+    packed = _layouts(weight).of(weight, groups, rows, len(gathered), _pack)
     return from_image(
         torch.ops.mkldnn._convolution_pointwise(
             as_image(gathered), packed, bias, *PLACE, groups, "none", [], ""

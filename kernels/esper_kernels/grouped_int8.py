@@ -54,7 +54,7 @@ def multiply(gathered: Tensor, values: Tensor, scale: Tensor, groups: int, rows:
         (M, groups * rows), float32.
     """
     whole, layouts = groups * rows, _layouts(values)
-    packed = layouts.of(values[:whole], groups, len(gathered), _pack)
+    packed = layouts.of(values, groups, rows, len(gathered), _pack)
     unsigned = gathered.view(torch.uint8).bitwise_xor_(128)
     own = scale[:whole].contiguous()  # its strides are not looked at
     padding, stride, dilation = PLACE

@@ -33,20 +33,24 @@ class Layouts:
     def __init__(self) -> None:
         self._packed: dict[bytes, Tensor] = {}
 
-    def of(self, weight: Tensor, groups: int, samples: int, pack: Callable[..., Tensor]) -> Tensor:
+    def of(
+        self, weight: Tensor, groups: int, rows: int, samples: int, pack: Callable[..., Tensor]
+    ) -> Tensor:
         """The weight as it is read for that many samples.
 
         Args:
             weight: (N, kept), the same at every call.
-            groups: into how many N is cut.
+            groups, rows: how many whole groups it has, and of how many outputs each.
             samples: how many rows its input has.
-            pack: `pack(kernel, groups, image)` for kernel (N, kept, 1, 1) and the input's shape.
+            pack: `pack(kernel, groups, image)` for kernel (groups * rows, kept, 1, 1) and the
+                input's shape.
         """
-        key = (*weight.shape, weight.dtype, groups, samples)
+        kept = weight.shape[1]
+        key = (groups, rows, kept, weight.dtype, samples)
         layout = _wanted.get(key)
         if layout is None or layout not in self._packed:
-            image = [1, groups * weight.shape[1], samples, 1]
-            packed = pack(weight.detach()[:, :, None, None], groups, image)
+            kernel = weight.detach()[: groups * rows, :, None, None]
+            packed = pack(kernel, groups, [1, groups * kept, samples, 1])
             layout = _wanted[key] = _descriptor(packed)
             self._packed.setdefault(layout, packed)
         return self._packed[layout]

@@ -47,13 +47,15 @@ def test_a_layout_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return pack(kernel, groups, image)
 
     layouts, weight = Layouts(), torch.randn(96, 48)
-    first = layouts.of(weight, 3, 8, counted)
-    assert layouts.of(weight, 3, 8, counted) is first
-    other = layouts.of(weight, 3, 9, counted)  # whether it wants the same is not known yet
+    first = layouts.of(weight, 3, 32, 8, counted)
+    assert layouts.of(weight, 3, 32, 8, counted) is first
+    other = layouts.of(weight, 3, 32, 9, counted)  # whether it wants the same is not known yet
     assert other is first or len(layouts._packed) == 2
     again = Layouts()  # and now it is
-    again.of(weight, 3, 8, counted)
-    assert (again.of(weight, 3, 9, counted) is again.of(weight, 3, 8, counted)) is (other is first)
+    again.of(weight, 3, 32, 8, counted)
+    assert (again.of(weight, 3, 32, 9, counted) is again.of(weight, 3, 32, 8, counted)) is (
+        other is first
+    )
     assert packed[:3] == [8, 9, 8]
 
 

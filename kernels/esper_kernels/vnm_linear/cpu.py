@@ -53,16 +53,13 @@ def _packed(
     full = outputs // rows
     whole = full * rows
     many = list(samples_at_once(len(x), full * kept * x.element_size()))
-    inner = None if bias is None else bias[:whole]
-    products = (
-        grouped.multiply(gather_runs(x[part], index[:full], run), values, full, rows, inner)
-        for part in many
-    )
     if len(many) == 1 and whole == outputs:
-        return next(products)
+        return grouped.multiply(gather_runs(x, index, run), values, full, rows, bias)
     out = x.new_empty(len(x), outputs)
-    for part, product in zip(many, products, strict=True):
-        out[part, :whole] = product
+    inner = None if bias is None else bias[:whole]
+    for part in many:
+        gathered = gather_runs(x[part], index[:full], run)
+        out[part, :whole] = grouped.multiply(gathered, values, full, rows, inner)
     if whole < outputs:  # a last group with fewer rows
         last = gather_runs(x, index[full:], run)
         tail = None if bias is None else bias[whole:]
