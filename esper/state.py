@@ -272,9 +272,8 @@ class Drop:
         return "drop"
 
 
-Move = (
-    Select | Grow | Patch | Replace | Forget | Rearrange | Train
-)  # operations on a tensor that stays
+# Operations on a tensor that stays.
+Move = Select | Grow | Patch | Replace | Forget | Rearrange | Train
 Op = Move | Join | Part | Create | Drop
 
 

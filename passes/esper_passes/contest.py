@@ -54,7 +54,7 @@ class Contest:
 def fight(contest: Contest, device: str, objective: str, frozen: bool) -> Ratio:
     """Time both ways: of a forward pass, or with the backward pass where that is the objective.
 
-    `frozen` says whether weights train, on which the way of a kernel may depend.
+    `frozen` says that weights do not train, on which the way of a kernel may depend.
     """
     ways = contest.ways()
     training = objective == "training"

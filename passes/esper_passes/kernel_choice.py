@@ -11,12 +11,12 @@ from esper.gate.backends.base import Context as Place
 from esper.propose import LowerGatedMlp, LowerLinear, ProposalBase, SelectBackend
 from esper_passes.choice_cache import ChoiceCache
 from esper_passes.contest import Contest, fight
+from esper_passes.packed_weight import trains
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
     from esper.passbase import Context
     from esper_passes.duel import Ratio
-
 
 Freeze = Literal["auto", "yes", "no"]
 
@@ -83,8 +83,7 @@ class Chooser:
         return found
 
     def _train(self, contest: Contest) -> bool:
-        weights = (self._model.tensor(name) for name in contest.weights)
-        return any(weight is not None and weight.requires_grad for weight in weights)
+        return any(trains(self._model, name) for name in contest.weights)
 
     def move(self) -> SelectBackend | None:
         """The proposal to run where kernels run; None where the model does."""

@@ -43,7 +43,6 @@ class LowerKernels(Pass):
     choose: Literal["measured", "all"] = field(
         default="measured", metadata={"doc": "all proposes whatever fits, and measures nothing"}
     )
-
     freeze: Freeze = field(
         default="auto",
         metadata={"doc": "whether packed weights stop to train; auto: on a CPU, for inference"},

@@ -95,7 +95,7 @@ class Packer:
             place = self._insert.read(name, f"{layer.node.name}_{kept.suffix}")
         elif layer.columns:
             moves.append(packing.turn(shape))
-        if self._freeze and trains(self._model, layer):
+        if self._freeze and trains(self._model, layer.weight):
             moves.append(Train(False))
             self._frozen.add(layer.node.name)
         if moves:
@@ -122,9 +122,9 @@ class Packer:
         return found
 
 
-def trains(model: Model, layer: Lowerable) -> bool:
-    """Whether the weight of a layer trains."""
-    weight = model.tensor(layer.weight)
+def trains(model: Model, name: str) -> bool:
+    """Whether the weight of that name trains."""
+    weight = model.tensor(name)
     return weight is not None and weight.requires_grad
 
 

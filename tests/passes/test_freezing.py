@@ -127,6 +127,20 @@ def test_an_optimizer_leaves_it_alone_and_keeps_its_moments(model: Model) -> Non
 # -- the pass --------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[bool]:
+    """Kernels win; holds whether each was measured on frozen weights."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    seen: list[bool] = []
+
+    def fight(contest: object, device: str, objective: str, frozen: bool) -> Ratio:
+        seen.append(frozen)
+        return WIN
+
+    monkeypatch.setattr("esper_passes.kernel_choice.fight", fight)
+    return seen
+
+
 @pytest.mark.parametrize(
     ("gate", "freeze", "frozen"),
     [
@@ -138,20 +152,8 @@ def test_an_optimizer_leaves_it_alone_and_keeps_its_moments(model: Model) -> Non
     ],
 )
 def test_the_pass_freezes_for_inference(
-    gate: Gate | None,
-    freeze: Freeze,
-    frozen: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    gate: Gate | None, freeze: Freeze, frozen: bool, measured: list[bool]
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    measured: list[bool] = []
-
-    def fight(contest: object, device: str, objective: str, frozen: bool) -> Ratio:
-        measured.append(frozen)
-        return WIN
-
-    monkeypatch.setattr("esper_passes.kernel_choice.fight", fight)
     model, given = mlp()
     context = Context(inputs=given.inputs, gate=gate)
     lowered, records, _ = drive(LowerKernels(freeze=freeze), model, context)
@@ -161,17 +163,7 @@ def test_the_pass_freezes_for_inference(
     assert set(measured) == {frozen}
 
 
-def test_frozen_weights_are_measured_frozen(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    measured: list[bool] = []
-
-    def fight(contest: object, device: str, objective: str, frozen: bool) -> Ratio:
-        measured.append(frozen)
-        return WIN
-
-    monkeypatch.setattr("esper_passes.kernel_choice.fight", fight)
+def test_frozen_weights_are_measured_frozen(measured: list[bool]) -> None:
     model, context = mlp()
     model.requires_grad_(False)
     drive(LowerKernels(), model, context)
