@@ -28,6 +28,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.result_file import write
+from esper_kernels import grouped
 from esper_kernels.gathering import gather_columns, gather_rows
 from esper_kernels.int8 import quantize, rescaled
 from esper_kernels.vnm_dynamic_linear import cpu as dynamic
@@ -242,6 +243,8 @@ def dense_outputs_first(weight: Tensor) -> Run:
 
 
 DENSE = {"dense, packed": dense_packed, "dense, outputs first": dense_outputs_first}
+# What oneDNN has for two-byte types on some processors only.
+PACKED = ("dense, packed", "group by group, packed", "packed for 16 samples")
 
 
 def cells(rounds: int) -> Iterator[dict[str, Any]]:
@@ -251,16 +254,20 @@ def cells(rounds: int) -> Iterator[dict[str, Any]]:
         weights = [torch.randn(outputs, inputs).to(dtype) for _ in range(WEIGHTS)]
         plain = dense_int8 if kind == "int8" else dense
         makers = dict(INTEGERS if kind == "int8" else FLOATING)
+        others = {} if kind == "int8" else dict(DENSE)
         if kind == "float32":  # takes another layout for each number of samples
             del makers["packed for 16 samples"]
+        if kind == "bfloat16" and not grouped.multiplies(dtype):
+            for name in PACKED:
+                makers.pop(name, None)
+                others.pop(name, None)
         for rows, run, density in PATTERNS:
             if outputs % rows:
                 continue
             sparse = [Sparse.draw(outputs, inputs, rows, run, density, dtype) for _ in weights]
             designs = {"dense": [plain(weight) for weight in weights]}
             designs |= {name: [make(weight) for weight in sparse] for name, make in makers.items()}
-            if kind != "int8":
-                designs |= {name: [make(w) for w in weights] for name, make in DENSE.items()}
+            designs |= {name: [make(w) for w in weights] for name, make in others.items()}
             for samples in SAMPLES:
                 found = speedups(designs, torch.randn(samples, inputs).to(dtype), rounds)
                 row = {
@@ -293,7 +300,7 @@ def by_design(rows: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
     for kind in dict.fromkeys(row["dtype"] for row in rows):
         here = [row for row in rows if row["dtype"] == kind]
         for name in INTEGERS if kind == "int8" else FLOATING:
-            if name == "ours" or name not in here[0]:
+            if name == "ours" or name not in here[0]:  # the type lacks it, or this processor
                 continue
             found = {"dtype": kind, "design": name}
             for samples in SAMPLES:
@@ -306,6 +313,8 @@ def by_design(rows: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
 
 def odd_numbers(rounds: int) -> Iterator[dict[str, Any]]:
     """What a packed weight takes where its layout is not the one that samples ask for."""
+    if not grouped.multiplies(torch.bfloat16):
+        return
     (outputs, inputs), (rows, run, density) = SHAPES[0], PATTERNS[2]
     sparse = [
         Sparse.draw(outputs, inputs, rows, run, density, torch.bfloat16) for _ in range(WEIGHTS)

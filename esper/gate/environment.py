@@ -15,13 +15,27 @@ from esper.gate.verdict import Environment
 
 
 def device_name(device: str) -> str:
-    """The marketing name of the GPU, or the processor model with its number of cores."""
+    """The marketing name of the GPU, or the processor model, what it computes with, and cores.
+
+    Virtual machines name generations of processors alike that differ in instructions, and with
+    them in which kernel is the fastest.
+    """
     if device == "cuda":
         return str(torch.cuda.get_device_name())
     import os
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {cores} cores"
+    return f"{_processor()} ({_instructions()}), {cores} {'core' if cores == 1 else 'cores'}"
+
+
+def _instructions() -> str:
+    """What PyTorch chooses kernels by: the width of vectors, and products of short types."""
+    short = {"VNNI": "vnni", "BF16": "avx512_bf16", "AMX": "amx_tile"}
+    checks = {
+        name: getattr(torch.cpu, f"_is_{flag}_supported", None) for name, flag in short.items()
+    }
+    found = [name for name, check in checks.items() if check is not None and check()]
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *found])
 
 
 def _processor() -> str:

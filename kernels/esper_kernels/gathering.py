@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from esper_kernels.scratch import MOST, scratch
+
 # Bytes gathered at once. Much less costs calls; over 32 MiB takes twice the time, since glibc then
 # maps memory anew at each allocation (mallopt(3), M_MMAP_THRESHOLD).
 _GATHERED = 16 << 20
@@ -26,7 +28,7 @@ def pieces(groups: int, size: int, most: int = _GATHERED) -> Iterator[slice]:
         yield slice(first, min(first + step, groups))
 
 
-def samples_at_once(samples: int, size: int, most: int = _GATHERED) -> Iterator[slice]:
+def samples_at_once(samples: int, size: int, most: int = MOST) -> Iterator[slice]:
     """Slices of samples, as equal as can be, that take `most` bytes, where each takes `size`."""
     parts = -(-samples * size // most)
     step = -(-samples // max(1, min(parts, samples)))
@@ -35,16 +37,22 @@ def samples_at_once(samples: int, size: int, most: int = _GATHERED) -> Iterator[
 
 
 def gather_runs(x: Tensor, index: Tensor, run: int) -> Tensor:
-    """x (M, K) at the runs of n groups (n, kept), as (M, n * kept * run)."""
-    runs = x if run == 1 else x.view(len(x), -1, run)
-    return runs.index_select(1, index.flatten()).view(len(x), -1)
+    """x (M, K) at the runs of n groups (n, kept), as (M, n * kept * run); M at least 1.
+
+    It may lie in `scratch`: the next call writes over it.
+    """
+    samples, inputs = x.shape
+    onto = scratch((samples, index.numel(), run), x.dtype)
+    runs = x.view(samples, inputs // run, run)
+    return torch.index_select(runs, 1, index.flatten(), out=onto).view(samples, -1)
 
 
 def gather_rows(x: Tensor, index: Tensor, run: int) -> Tensor:
     """x (M, K) at the runs of n groups (n, kept), as (n, M, kept * run).
 
-    For four bytes and more a view, whose groups lie side by side in each row: MKL multiplies that
-    as it is. oneDNN would copy it, so two-byte types are gathered group by group.
+    For four bytes and more a view of what `gather_runs` gives, whose groups lie side by side in
+    each row: MKL multiplies that as it is. oneDNN would copy it, so two-byte types are gathered
+    group by group.
     """
     samples, (groups, kept) = len(x), index.shape
     if x.element_size() > 2:

@@ -18,7 +18,7 @@ from esper_kernels.prepacked import Prepacked, keeps
 
 
 @cache
-def _multiplies(dtype: torch.dtype) -> bool:
+def multiplies(dtype: torch.dtype) -> bool:
     """Whether this build and processor have packed convolutions of a dtype."""
     if not library():
         return False
@@ -29,7 +29,7 @@ def _multiplies(dtype: torch.dtype) -> bool:
 
 def packs(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether a weight is multiplied packed with inputs of a dtype; one that trains is not."""
-    return weight.dtype == dtype and _multiplies(dtype) and keeps(weight)
+    return weight.dtype == dtype and multiplies(dtype) and keeps(weight)
 
 
 _layouts: Prepacked[Layouts] = Prepacked(lambda weight: Layouts())

@@ -16,7 +16,7 @@ import esper.gate.prepared
 from esper.errors import BackendError, EsperError, GateError
 from esper.gate.backends import usable
 from esper.gate.backends.onnxruntime import OnnxRuntime
-from esper.gate.environment import last_level_cache
+from esper.gate.environment import device_name, last_level_cache
 from esper.gate.gate import Gate, usable_backends
 from esper.gate.inputs import normalise
 from esper.gate.launcher import Launcher
@@ -198,6 +198,24 @@ def test_contenders_settle_where_caches_or_thread_pools_matter() -> None:
     assert not settles(["eager", "eager"], smallest=2000, cache=1000)
     assert settles(["eager", "eager"], smallest=1000, cache=1000)
     assert settles(["eager", "openvino"], smallest=2000, cache=1000)
+
+
+def test_processors_of_one_model_are_told_apart_by_their_instructions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def has(*names: str) -> None:
+        for name in ("vnni", "avx512_bf16", "amx_tile"):
+            found = name in names
+            monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda found=found: found)
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    has()
+    plain = device_name("cpu")
+    assert f" ({capability}), " in plain
+    has("vnni", "avx512_bf16")
+    assert device_name("cpu") == plain.replace(capability, f"{capability} VNNI BF16")
+    has("amx_tile")
+    assert device_name("cpu") == plain.replace(capability, f"{capability} AMX")
 
 
 def test_the_last_level_cache_is_read_from_linux(tmp_path: Path) -> None:

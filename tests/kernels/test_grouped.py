@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
+from threading import Barrier
+
 import pytest
 import torch
 from torch import Tensor
 
-from esper_kernels import grouped, grouped_int8, ops
+from esper_kernels import grouped, grouped_int8, ops, scratch
+from esper_kernels.gathering import samples_at_once
 from esper_kernels.int8 import quantize
 from esper_kernels.layouts import Layouts, library
 from esper_kernels.vnm_dynamic_linear import cpu as dynamic
@@ -22,7 +28,7 @@ TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_one_weight_for_every_number_of_samples(dtype: torch.dtype) -> None:
-    if not grouped._multiplies(dtype):
+    if not grouped.multiplies(dtype):
         pytest.skip(f"no packed products of {dtype} here")
     packed, bias = sparse(SIZES, dtype), torch.randn(SIZES.outputs).to(dtype)
     arguments = (packed.index, bias, SIZES.rows, SIZES.run)
@@ -68,7 +74,7 @@ def test_what_trains_is_multiplied_as_it_lies(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not library.__wrapped__()
     monkeypatch.setattr(grouped, "library", lambda: False)
-    assert not grouped._multiplies.__wrapped__(torch.float32)
+    assert not grouped.multiplies.__wrapped__(torch.float32)
     monkeypatch.setattr(grouped_int8, "library", lambda: False)
     assert not grouped_int8._multiplies.__wrapped__()
 
@@ -111,3 +117,63 @@ def test_the_largest_integers_do_not_overflow() -> None:
 
 def test_sums_that_32_bits_cannot_hold_are_left_to_others() -> None:
     assert not grouped_int8.packs(torch.ones(1, grouped_int8._MOST + 1, dtype=torch.int8))
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def test_what_is_gathered_into_kept_memory_is_right_and_free_for_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All modes and types share it; what is left of a call before, or is not a number, is gone."""
+    monkeypatch.setattr(scratch, "_LEAST", 1)
+    monkeypatch.setattr(scratch, "_kept", scratch._Kept())
+    packed = sparse(SIZES, torch.float32)
+    arguments = (packed.index, None, SIZES.rows, SIZES.run)
+    for samples, guard in product((7, 90, 3), (torch.inference_mode, torch.no_grad)):
+        if scratch._kept.memory is not None:
+            scratch._kept.memory.fill_(255)  # not a number, in every floating type
+        x = torch.randn(samples, SIZES.inputs)
+        with guard():
+            out = ops.vnm_linear(x, packed.values, *arguments)
+        expected = reference.forward(x, packed.values, *arguments)
+        torch.testing.assert_close(out, expected, rtol=2e-5, atol=2e-5)
+        kept = out.clone()
+        ops.vnm_linear(torch.randn(samples, SIZES.inputs), packed.values, *arguments)
+        assert torch.equal(out, kept), "a result lies in the memory"
+    assert scratch._kept.memory is not None
+    assert len(scratch._kept.memory) == 90 * packed.index[:4].numel() * SIZES.run * 4
+
+
+def test_memory_is_kept_for_each_thread_and_only_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = scratch._LEAST // 4
+
+    def own() -> int:
+        memory = scratch.scratch((size,), torch.float32)
+        assert memory is not None
+        again = scratch.scratch((2 * size,), torch.int16)
+        assert again is not None
+        assert again.data_ptr() == memory.data_ptr()
+        both.wait(60)  # while the other still has its own
+        return memory.data_ptr()
+
+    both = Barrier(2)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda _: own(), range(2))
+    assert first != second
+    assert scratch.scratch((size - 1,), torch.float32) is None
+    assert scratch.scratch((scratch.MOST // 4 + 1,), torch.float32) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_in_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than is kept is gathered part by part."""
+    monkeypatch.setattr(scratch, "_LEAST", 1)
+    parts = partial(samples_at_once, most=10_000)
+    assert len(list(parts(70, 4 * SIZES.inputs))) > 3
+    monkeypatch.setattr(cpu, "samples_at_once", parts)
+    packed, x = sparse(SIZES, dtype), torch.randn(70, SIZES.inputs, dtype=dtype)
+    arguments = (packed.index, torch.randn(SIZES.outputs, dtype=dtype), SIZES.rows, SIZES.run)
+    out = cpu.forward(x, packed.values, *arguments)
+    expected = reference.forward(x, packed.values, *arguments)
+    torch.testing.assert_close(out, expected, rtol=2e-5, atol=2e-5)
