@@ -28,9 +28,9 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.result_file import write
-from esper_kernels import grouped
 from esper_kernels.gathering import gather_columns, gather_rows
 from esper_kernels.int8 import quantize, rescaled
+from esper_kernels.precision import has_products
 from esper_kernels.vnm_dynamic_linear import cpu as dynamic
 from esper_kernels.vnm_int8_linear import cpu as weight_only
 from esper_kernels.vnm_linear import cpu
@@ -257,7 +257,7 @@ def cells(rounds: int) -> Iterator[dict[str, Any]]:
         others = {} if kind == "int8" else dict(DENSE)
         if kind == "float32":  # takes another layout for each number of samples
             del makers["packed for 16 samples"]
-        if kind == "bfloat16" and not grouped.multiplies(dtype):
+        if not has_products(dtype):
             for name in PACKED:
                 makers.pop(name, None)
                 others.pop(name, None)
@@ -313,7 +313,7 @@ def by_design(rows: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
 
 def odd_numbers(rounds: int) -> Iterator[dict[str, Any]]:
     """What a packed weight takes where its layout is not the one that samples ask for."""
-    if not grouped.multiplies(torch.bfloat16):
+    if not has_products(torch.bfloat16):
         return
     (outputs, inputs), (rows, run, density) = SHAPES[0], PATTERNS[2]
     sparse = [

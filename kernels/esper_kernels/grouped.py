@@ -8,28 +8,19 @@ does.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from esper_kernels.layouts import PLACE, Layouts, as_image, from_image, library
+from esper_kernels.precision import product_type
 from esper_kernels.prepacked import Prepacked, keeps
 
-
-@cache
-def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this build and processor have packed convolutions of a dtype."""
-    if not library():
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def packs(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether a weight is multiplied packed with inputs of a dtype; one that trains is not."""
-    return weight.dtype == dtype and multiplies(dtype) and keeps(weight)
+    return weight.dtype == dtype and dtype in _TYPES and library() and keeps(weight)
 
 
 _layouts: Prepacked[Layouts] = Prepacked(lambda weight: Layouts())
@@ -41,13 +32,13 @@ def multiply(
     """Each group's inputs times the transpose of its part of the weight.
 
     Args:
-        gathered: (M, groups * kept), contiguous.
+        gathered: (M, groups * kept), contiguous, in `product_type` of the weight's.
         weight: (N, kept), for which `packs` holds; its rows behind whole groups are left out.
         groups, rows: how many, and of how many outputs each.
-        bias: (groups * rows,) or none.
+        bias: (groups * rows,) in the type of `gathered`, or none.
 
     Returns:
-        (M, groups * rows).
+        (M, groups * rows), in that type.
     """
     bias = None if bias is None else bias.contiguous()  # its strides are not looked at
     packed = _layouts(weight).of(weight, groups, rows, len(gathered), _pack)
@@ -59,5 +50,6 @@ def multiply(
 
 
 def _pack(kernel: Tensor, groups: int, image: list[int]) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(kernel, *PLACE, groups, image)
+    wide = kernel.to(product_type(kernel.dtype))
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(wide, *PLACE, groups, image)
     return packed

@@ -5,8 +5,9 @@ Three forms of the same product, chosen by measurement (README.md):
 - *by samples*: gathered (M, kept) times W_g^T. float32 and float64, and many samples.
 - *by outputs*: W_g times gathered^T. The weight is the first operand, which the tiles of two-byte
   types read as it lies, without a copy.
-Sums are in the dtype that MKL and oneDNN use for x: float32 for two-byte types. A weight of
-integers becomes floating piece by piece.
+Sums are in the dtype that MKL and oneDNN use for x: float32 for two-byte types. Where a processor
+has no products of such a type, x and weight become float32 first. A weight of integers becomes
+floating piece by piece.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from esper_kernels.gathering import (
     samples_at_once,
     whole_runs,
 )
+from esper_kernels.precision import product_type
 
 _MANY = 128  # samples from which two-byte types are multiplied by samples
 _SECTOR = 16  # bytes in a run below which gathering from rows copies single numbers
@@ -38,12 +40,17 @@ def forward(
     x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, rows: int, run: int
 ) -> Tensor:
     """(M, K) to (M, N), see `reference.forward`."""
+    dtype = x.dtype
+    packed = len(values) >= rows and grouped.packs(values, dtype)
+    if packed or len(x) > 1:  # with one sample, reading a wider copy of the weight takes longer
+        x = x.to(product_type(dtype))
     x, size = whole_runs(x, run), x.element_size()
-    if len(values) >= rows and grouped.packs(values, x.dtype):
-        return _packed(x, values, index, bias, rows, run)
+    bias = None if bias is None else bias.to(x.dtype)
+    if packed:
+        return _packed(x, values, index, bias, rows, run).to(dtype)
     by_outputs = size == 2 and (len(x) < _MANY or run * size < _SECTOR)
     out = (_by_outputs if by_outputs else _by_samples)(x, values, index, rows, run)
-    return out if bias is None else out.add_(bias)
+    return (out if bias is None else out.add_(bias)).to(dtype)
 
 
 def _packed(
@@ -63,7 +70,7 @@ def _packed(
     if whole < outputs:  # a last group with fewer rows
         last = gather_runs(x, index[full:], run)
         tail = None if bias is None else bias[whole:]
-        out[:, whole:] = functional.linear(last, values[whole:], tail)
+        out[:, whole:] = functional.linear(last, values[whole:].to(x.dtype), tail)
     return out
 
 
@@ -113,20 +120,22 @@ def backward_x(
     Groups add to what they read one after another, so the order of sums is fixed; they are added in
     at least float32.
     """
-    runs, wide = -(-inputs // run), torch.promote_types(grad.dtype, torch.float32)
+    dtype, grad = grad.dtype, grad.to(product_type(grad.dtype))
+    runs, wide = -(-inputs // run), torch.promote_types(dtype, torch.float32)
     total = grad.new_zeros(runs, run * len(grad), dtype=wide)
     groups = zip(torch.split(grad, rows, 1), torch.split(values, rows), index, strict=True)
     for part, own, kept in groups:
         product = torch.mm(own.to(grad.dtype).t(), part.t())
         total.index_add_(0, kept, product.view(len(kept), -1).to(wide))
-    return total.view(runs * run, -1)[:inputs].t().to(grad.dtype).contiguous()
+    return total.view(runs * run, -1)[:inputs].t().to(dtype).contiguous()
 
 
 def backward_values(grad: Tensor, x: Tensor, index: Tensor, rows: int, run: int) -> Tensor:
     """(M, N), (M, K) to (N, kept * run), see `reference.backward_values`."""
-    x = whole_runs(x, run)
+    dtype, wide = grad.dtype, product_type(grad.dtype)
+    grad, x = grad.to(wide), whole_runs(x.to(wide), run)
     out = grad.new_empty(grad.shape[1], index.shape[1] * run)
     groups = zip(torch.split(grad, rows, 1), torch.split(out, rows), index, strict=True)
     for part, own, kept in groups:
         torch.mm(part.t(), gather_rows(x, kept[None], run)[0], out=own)
-    return out
+    return out.to(dtype)

@@ -1,0 +1,23 @@
+"""The type in which a CPU multiplies fastest."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+_CHECKS = {
+    torch.bfloat16: "_is_mkldnn_bf16_supported",
+    torch.float16: "_is_mkldnn_fp16_supported",
+}
+
+
+@cache
+def has_products(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies a floating type here; others take ten times as long as float32."""
+    return dtype not in _CHECKS or bool(getattr(torch.ops.mkldnn, _CHECKS[dtype], bool)())
+
+
+def product_type(dtype: torch.dtype) -> torch.dtype:
+    """A floating type, or float32 in place of one that this processor has no products of."""
+    return dtype if has_products(dtype) else torch.float32
