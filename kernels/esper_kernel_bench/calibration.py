@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from esper_kernel_bench.contender import Call
 from esper_kernel_bench.cpu_peers import PREPACKED, QLINEAR
 from esper_kernel_bench.timing import Clock
 from esper_kernels.roofline import UNITS, Device, Work
@@ -45,9 +46,9 @@ def calibrate(clock: Clock, dtypes: Sequence[torch.dtype], seed: int) -> Device:
             unit = UNITS[dtype]
             for size in _SIZES[clock.device]:
                 x = torch.randn(size, size, generator=generator, device=clock.device)
-                for call in _products(x, dtype):
+                for pack in _products(x, dtype):
                     try:
-                        seconds = best(call, x if dtype is torch.int8 else x.to(dtype))
+                        seconds = best(pack(), x if dtype is torch.int8 else x.to(dtype))
                     except (RuntimeError, NotImplementedError):
                         continue  # this device or build has no such product
                     peaks[unit] = max(peaks.get(unit, 0.0), 2 * size**3 / seconds)
@@ -60,18 +61,15 @@ def calibrate(clock: Clock, dtypes: Sequence[torch.dtype], seed: int) -> Device:
     )
 
 
-def _products(x: Tensor, dtype: torch.dtype) -> Iterator[Callable[[Tensor], Any]]:
-    """Ways to multiply with a matrix of that dtype."""
+def _products(x: Tensor, dtype: torch.dtype) -> Sequence[Callable[[], Call]]:
+    """Ways to multiply with a matrix of that dtype, which packing may not have on this device."""
     if dtype is torch.int8:
         integers = x.mul(32).round().clamp(-127, 127).to(torch.int8)
-        yield lambda _: torch._int_mm(integers, integers.t())
-        if x.device.type == "cpu":
-            yield QLINEAR.pack(x, None).make()
-        return
-    weight = x.to(dtype)
-    yield lambda rows: functional.linear(rows, weight)
-    if x.device.type == "cpu":
-        yield PREPACKED.pack(weight, None).make()
+        plain, packed = (lambda _: torch._int_mm(integers, integers.t())), QLINEAR.pack(x, None)
+    else:
+        weight = x.to(dtype)
+        plain, packed = (lambda rows: functional.linear(rows, weight)), PREPACKED.pack(weight, None)
+    return [lambda: plain, *([packed.make] if x.device.type == "cpu" else [])]
 
 
 def raised(device: Device, reached: Sequence[tuple[Work, float]]) -> Device:

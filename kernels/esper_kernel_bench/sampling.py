@@ -69,6 +69,11 @@ class Track:
     error: float = 0.0
     reason: str = ""
 
+    def refuse(self, error: Exception) -> None:
+        """Take no part any more; the first reason stays."""
+        self.reason = self.reason or reason_of(error)
+        self.samples.clear()
+
 
 @dataclass
 class Rows:
@@ -123,7 +128,7 @@ class Group:
         """Run all placements. Panels that take too long are `skipped`."""
         for placement in range(self._effort.placements):
             before_copies = time.monotonic()
-            calls = {key: self._copies(key) for key in self._built}
+            calls = self._copied()
             self._copying = time.monotonic() - before_copies
             for position, rows in enumerate(self.panels):
                 if placement == 0:
@@ -151,6 +156,18 @@ class Group:
         if expected > self._effort.longest and smaller.round_seconds > 1:
             return f"a round would take some {expected:.0f} s"
         return ""
+
+    def _copied(self) -> dict[str, list[Call]]:
+        """New copies of everything; who cannot be copied ends its part in all panels."""
+        calls: dict[str, list[Call]] = {}
+        for key in list(self._built):
+            try:
+                calls[key] = self._copies(key)
+            except Exception as error:  # noqa: BLE001 - whatever a library raises is its reason
+                del self._built[key]
+                for rows in self.panels:
+                    rows.tracks[key].refuse(error)
+        return calls
 
     def _copies(self, key: str) -> list[Call]:
         built, clock = self._built[key], self._clock
@@ -202,8 +219,7 @@ def _refusing(track: Track) -> Iterator[None]:
             warnings.simplefilter("ignore")  # beta notices of the libraries
             yield
     except Exception as error:  # noqa: BLE001 - whatever a library raises is its reason
-        track.reason = reason_of(error)
-        track.samples.clear()
+        track.refuse(error)
 
 
 def _leave_out_slow(rows: Rows, timed: dict[str, Timed]) -> None:

@@ -81,3 +81,20 @@ def test_errors_are_one_sentence(words: list[str], code: int, said: str, capsys:
 def test_no_cuda_device_is_said(capsys: Capture) -> None:
     assert main(["bench", "kernels", *TINY, "--device", "cuda"]) == 2
     assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_machine")
+def test_a_format_that_the_processor_lacks_is_left_out_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packing for bfloat16 raises where there are no products of it."""
+
+    def refuse(weight: torch.Tensor, rows: int) -> torch.Tensor:
+        raise RuntimeError("bf16 path needs the cpu support")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
+    path = tmp_path / "k.json"
+    words = [*TINY, "--patterns", "64:1:2x14", "--device", "cpu", "-o", str(path)]
+    assert main(["bench", "kernels", *words]) == 0
+    for panel in read(path)["panels"]:
+        assert "needs the cpu support" in panel["absent"]["oneDNN, prepacked"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from esper.errors import UsageError
-from esper_kernel_bench.contender import Contender
+from esper_kernel_bench.contender import Built, Call, Contender
 from esper_kernel_bench.sampling import Effort, Group, Rows, reason_of
 from tests.kernels.bench.fakes import FakeClock, contender, problem, standard
 
@@ -62,8 +63,6 @@ def test_outputs_of_timed_calls_are_checked_too() -> None:
     calls = []
 
     def build(_: object) -> object:
-        from dataclasses import replace
-
         def make() -> object:
             inner = built.make()
 
@@ -89,6 +88,30 @@ def test_who_refuses_or_raises_is_named_with_the_reason() -> None:
     assert small.tracks["absent"].reason == large.tracks["absent"].reason == "not installed"
     assert small.tracks["dies"].reason == ""
     assert large.tracks["dies"].reason == "RuntimeError: too many rows"
+
+
+def test_who_cannot_be_copied_is_named_and_the_others_go_on() -> None:
+    """Packing is where a processor refuses a format, and where memory ends."""
+    built, made = contender("packs", 1.0).build(problem()), [0]
+
+    def build(_: object) -> Built:
+        def make() -> Call:
+            made[0] += 1
+            if made[0] > before:
+                raise RuntimeError("no such format here")
+            return built.make()
+
+        return replace(built, make=make)
+
+    for before in (0, 4):  # at once, or in a later placement, after it was timed
+        made[0] = 0
+        panels, clock = measured(Contender("packs", "peer", "dense", 1.0, build))
+        assert ("packs" in clock.log) == bool(before)
+        for rows in panels:
+            assert rows.tracks["packs"].reason == "RuntimeError: no such format here"
+            assert not rows.tracks["packs"].samples
+            assert {len(s) for s in rows.tracks["dense"].samples} == {5}
+            assert len(rows.tracks["dense"].samples) == 3
 
 
 def test_peers_that_nobody_would_choose_are_left_out_and_stay_so() -> None:
