@@ -10,18 +10,38 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from benchmarks import readme
+from esper_kernels.precision import has_products
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A script under benchmarks/ and what it measures."""
+    """A script under benchmarks/ and what it measures.
+
+    `why_not` tells why this machine is not the one that the suite is about; empty if it is.
+    """
 
     script: str
     about: str
     arguments: tuple[str, ...] = ()
+    why_not: Callable[[], str] = lambda: ""
+
+
+def _full() -> str:
+    return "" if has_products(torch.bfloat16) else "it needs a CPU with products of bfloat16"
+
+
+def _plain() -> str:
+    return "it needs a CPU without products of bfloat16" if has_products(torch.bfloat16) else ""
+
+
+def _output(name: str) -> tuple[str, str]:
+    return "-o", str(readme.RESULTS / f"{name}.json")
 
 
 SUITES = {
@@ -44,20 +64,39 @@ SUITES = {
     "stages_long": Suite("live/stages.py", "the same in their long forms (an hour)", ("--long",)),
     "signals_cost": Suite("live/signals_cost.py", "what boundary signals cost a training step"),
     "cpu_designs": Suite(
-        "kernels/cpu_designs.py", "run-sparse layers on a CPU beside the designs that lost"
+        "kernels/cpu_designs.py",
+        "run-sparse layers on a CPU beside the designs that lost",
+        why_not=_full,
+    ),
+    "cpu_designs_avx2": Suite(
+        "kernels/cpu_designs.py",
+        "the same on a CPU without products of bfloat16",
+        ("--result", "cpu_designs_avx2"),
+        _plain,
+    ),
+    "cpu_memory": Suite(
+        "kernels/cpu_memory.py", "what new memory costs run-sparse layers with many samples"
     ),
     "minilm": Suite("end_to_end/minilm.py", "MiniLM pruned within 1%, every backend beside it"),
     "minilm_held_out": Suite(
         "end_to_end/minilm_held_out.py", "what the pruned MiniLM forgot, on unseen texts"
     ),
     "kernels_cpu": Suite(
-        "kernels/cpu.py", "our kernels beside oneDNN, MKL and int8 on this CPU (an hour)"
+        "kernels/cpu.py",
+        "our kernels beside oneDNN, MKL and int8 on this CPU (an hour)",
+        why_not=_full,
+    ),
+    "kernels_cpu_avx2": Suite(
+        "kernels/cpu.py",
+        "the same on a CPU without products of bfloat16 (an hour)",
+        (*_output("kernels_cpu_avx2"), "--plot", str(readme.ROOT / "docs" / "kernels" / "avx2")),
+        _plain,
     ),
     "aot": Suite("kernels/aot.py", "kernels compiled for sm_80 and sm_90, without a GPU"),
     "gate_simulation": Suite(
         "gate/simulate.py",
         "error rates of the decision rule on simulated noise",
-        ("-o", str(readme.RESULTS / "gate_simulation.json")),
+        _output("gate_simulation"),
     ),
     "gate": Suite("gate/bench_gate.py", "error rates of the gate as it runs here (hours)"),
 }
@@ -75,9 +114,15 @@ def main(argv: list[str] | None = None) -> int:
     unknown = [name for name in options.suites if name not in SUITES]
     if unknown:
         parser.error(f"there is no suite {unknown[0]!r}; suites are {', '.join(SUITES)}")
+    for name in options.suites:
+        if reason := SUITES[name].why_not():
+            parser.error(f"suite {name!r} cannot run here: {reason}")
     failed = []
     for name in options.suites or SUITES:
         suite = SUITES[name]
+        if reason := suite.why_not():
+            print(f"== {name} is left out: {reason}", flush=True)
+            continue
         print(f"== {name}: {suite.about}", flush=True)
         started = time.monotonic()
         script = readme.ROOT / "benchmarks" / suite.script

@@ -1,6 +1,6 @@
 """Run-sparse layers on a CPU: what `esper_kernels` runs beside the ways that were tried.
 
-    python benchmarks/kernels/cpu_designs.py [--rounds N]
+    python benchmarks/kernels/cpu_designs.py [--rounds N] [--result NAME]
 
 Each round runs every design once in random order, on one of several weights in turn, so that a
 weight is not in a cache from the round before; processor time of one thread is counted. Figures are
@@ -338,7 +338,9 @@ def odd_numbers(rounds: int) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=16)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--result", default="cpu_designs", metavar="NAME", help="of the file")
+    options = parser.parse_args()
+    rounds = options.rounds
     torch.set_num_threads(1)
     torch.manual_seed(0)
     random.seed(0)
@@ -348,7 +350,7 @@ def main() -> None:
         print(*row.values(), flush=True)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     write(
-        "cpu_designs",
+        options.result,
         "Run-sparse layers on a CPU: times faster than the dense layer of the same type",
         [{name: row.get(name, "") for name in columns} for row in rows],
         patterns=list(by_pattern(rows)),

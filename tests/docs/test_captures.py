@@ -50,6 +50,21 @@ def test_every_suite_has_a_script(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no suite 'gait'" in capsys.readouterr().err
 
 
+def test_a_suite_about_another_machine_is_not_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of these two is about this CPU, the other would overwrite figures of another one."""
+    names = [name for name in ("kernels_cpu", "kernels_cpu_avx2") if suites.SUITES[name].why_not()]
+    (other,) = names
+    with pytest.raises(SystemExit):
+        suites.main([other])
+    assert f"suite {other!r} cannot run here: it needs a CPU" in capsys.readouterr().err
+    monkeypatch.setattr(suites, "SUITES", {other: suites.SUITES[other]})
+    monkeypatch.setattr(readme, "pages", list)
+    assert suites.main([]) == 0
+    assert f"== {other} is left out" in capsys.readouterr().out
+
+
 def test_every_figure_of_the_pages_has_a_suite() -> None:
     for page in readme.pages():
         for _, kind, name, *_ in readme._REGION.findall(page.read_text()):
