@@ -157,13 +157,18 @@ def read(path: Path) -> Document:
     """A result file as `document` made it. Raises InputError for what is none."""
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(f"{path} is no result of esper bench kernels")
-    data["cells"] = _rows(data["cells"])
-    for panel in data["panels"]:
-        panel["contenders"] = _rows(panel["contenders"])
+    try:
+        data["cells"] = _rows(data["cells"])
+        for panel in data["panels"]:
+            panel["contenders"] = _rows(panel["contenders"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is a damaged result: its tables are not whole") from error
     return data
 
 

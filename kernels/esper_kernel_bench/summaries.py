@@ -100,7 +100,8 @@ def notes(cells: Sequence[Row], skipped: Sequence[str]) -> list[str]:
         f"Against the fastest peer: {_counted(best)}; against the dense layer: {_counted(dense)}.",
     ]
     if skipped:
-        said.append(f"{len(skipped)} panels were not measured; the result file says why.")
+        panels = "1 panel was" if len(skipped) == 1 else f"{len(skipped)} panels were"
+        said.append(f"{panels} not measured; the result file says why.")
     return said
 
 

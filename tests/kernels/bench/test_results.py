@@ -18,7 +18,7 @@ from esper_kernel_bench.calibration import raised
 from esper_kernel_bench.cells import cells, finished
 from esper_kernel_bench.command import select
 from esper_kernel_bench.comparison import compare
-from esper_kernel_bench.document import Document, document, dumps, read
+from esper_kernel_bench.document import FORMAT, Document, document, dumps, read
 from esper_kernel_bench.pictures import pictures
 from esper_kernel_bench.printing import show, show_comparison
 from esper_kernel_bench.sampling import Effort, Group
@@ -126,13 +126,27 @@ def test_pages_can_show_the_tables() -> None:
     assert "over dense" in readme.render(found, {"table": "by_pattern"})
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "else"}'])
-def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is no JSON"),
+        ("[]", "is no result"),
+        ("{}", "is no result"),
+        ('{"format": "else"}', "is no result"),
+        (f'{{"format": "{FORMAT}"}}', "damaged"),
+        (f'{{"format": "{FORMAT}", "cells": {{"columns": ["a"], "values": [[1, 2]]}}}}', "damaged"),
+        (f'{{"format": "{FORMAT}", "cells": []}}', "damaged"),
+    ],
+)
+def test_other_files_are_refused(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=said):
         read(path)
-    with pytest.raises(InputError):
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read: No such file"):
         read(tmp_path / "absent.json")
 
 
