@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.library import infer_schema
 
+from esper_kernels.casting import cast
 from esper_kernels.on_gpu import triton_of
 
 
@@ -64,18 +65,12 @@ def _autocast(operator: OpOverload[..., Any], device: str) -> Callable[..., Any]
 
     def call(*arguments: Any) -> Any:
         dtype = torch.get_autocast_dtype(device)
-
-        def cast(position: int, argument: Any) -> Any:
-            if (
-                position in scales
-                or not isinstance(argument, Tensor)
-                or argument.dtype not in (torch.float32, torch.float16, torch.bfloat16)
-            ):
-                return argument
-            return argument.to(dtype)
-
         with torch.autocast(device, enabled=False):
-            return operator(*(cast(*pair) for pair in enumerate(arguments)))
+            x, *others = arguments
+            return operator(
+                cast(x, dtype),
+                *(a if i in scales else cast(a, dtype, keep=True) for i, a in enumerate(others, 1)),
+            )
 
     return call
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from esper_kernels import grouped, ops
+from esper_kernels import casting, grouped, ops
 from esper_kernels.prepacked import Prepacked, keeps
 from esper_kernels.vnm_linear import reference
 from tests.kernels.problems import Sizes, sparse
@@ -121,3 +122,69 @@ def test_what_has_no_layout() -> None:
         torch.testing.assert_close(
             product(values.values, values.index, torch.ones(16, 24)), 2 * one
         )
+
+
+# -- under autocast --------------------------------------------------------------------------------
+
+
+def lowered(values: Tensor, index: Tensor, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        out: Tensor = ops.vnm_linear(x, values, index, None, SIZES.rows, SIZES.run)
+    expected = reference.forward(x, values, index, None, SIZES.rows, SIZES.run)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, rtol=6e-2, atol=6e-2)
+    return out
+
+
+@pytest.mark.parametrize("guard", [torch.inference_mode, torch.no_grad])
+def test_a_cast_of_autocast_is_made_and_packed_once(
+    guard: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, x = sparse(SIZES, torch.float32), torch.randn(16, 24)
+    packs: list[torch.dtype] = []
+    pack = grouped._pack
+
+    def counted(kernel: Tensor, groups: int, image: list[int]) -> Tensor:
+        packs.append(kernel.dtype)
+        return pack(kernel, groups, image)
+
+    monkeypatch.setattr(grouped, "_pack", counted)
+    casts = casting._kept(torch.bfloat16)
+    gc.collect()
+    before = len(casts)
+    with guard():
+        first, *_ = (lowered(packed.values, packed.index, x) for _ in range(3))
+    assert packs == [torch.bfloat16]
+    assert len(casts) == before + 1
+    with torch.no_grad():
+        packed.values.mul_(3)
+    assert not torch.equal(lowered(packed.values, packed.index, x), first)
+    assert len(packs) == 2
+    del packed
+    gc.collect()
+    assert len(casts) == before
+
+
+def test_what_has_no_memory_of_its_own_is_cast_each_time() -> None:
+    """Weights that train, and those of transforms and compilers."""
+    packed, x = sparse(SIZES, torch.float32), torch.randn(16, 24)
+    casts = casting._kept(torch.bfloat16)
+    gc.collect()
+    before = len(casts)
+    lowered(packed.values.clone().requires_grad_(), packed.index, x)
+    with torch.inference_mode():
+        values = packed.values.clone()
+        lowered(values, packed.index, x)
+    assert len(casts) == before
+
+    def run(values: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            out: Tensor = ops.vnm_linear(x, values, packed.index, None, SIZES.rows, SIZES.run)
+        return out
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    several = torch.stack([packed.values, 2 * packed.values])
+    mapped = torch.vmap(run)(several)
+    assert len(casts) == before
+    torch.testing.assert_close(compiled(packed.values), run(packed.values))
+    torch.testing.assert_close(mapped[1], run(several[1]))
