@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from esper_kernels.prepacked import Prepacked, keeps
 
@@ -29,12 +30,13 @@ def cast(argument: object, dtype: torch.dtype, *, keep: bool = False) -> object:
 
 
 def _stays(argument: Tensor) -> bool:
-    """Whether it is a weight with memory of its own; those of tracers have none."""
+    """Whether it is a weight with memory of its own, and nobody traces what becomes of it."""
     return (
         argument.ndim == 2
         and argument.device.type == "cpu"
         and type(argument) in (Tensor, Parameter)
         and keeps(argument)
+        and _get_current_dispatch_mode() is None
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from esper_kernels import casting, grouped, ops
 from esper_kernels.prepacked import Prepacked, keeps
@@ -183,6 +184,8 @@ def test_what_has_no_memory_of_its_own_is_cast_each_time() -> None:
         return out
 
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    traced = make_fx(run)(packed.values)
+    assert "_to_copy" in traced.code
     several = torch.stack([packed.values, 2 * packed.values])
     mapped = torch.vmap(run)(several)
     assert len(casts) == before
