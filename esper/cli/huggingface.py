@@ -7,7 +7,10 @@ run, nothing is fetched, and only safetensors weights are read.
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +51,18 @@ def _config(path: str, name: str) -> dict[str, Any]:
     return config
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what transformers and packages that it imports log; `_check` tells what matters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@_quiet()
 def _load(path: str, name: str, config: dict[str, Any]) -> tuple[torch.nn.Module, tuple[str, ...]]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:

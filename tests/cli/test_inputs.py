@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,16 @@ def test_a_model_directory_is_read(directory: Path) -> None:
     assert loaded.keywords
     assert "input_ids=int64[8,64]:30," in loaded.hint
     assert not loaded.module.training
+
+
+def test_what_libraries_log_while_a_directory_is_read_is_not_shown(directory: Path) -> None:
+    """In a process of its own, where they are imported for the first time."""
+    code = (
+        "import sys, logging\nfrom esper.cli.inputs import read_input\n"
+        f"read_input({str(directory)!r})\nlogging.warning('of the user')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == "WARNING:root:of the user\n"
 
 
 def test_code_in_a_model_directory_is_not_run(directory: Path, tmp_path: Path) -> None:
