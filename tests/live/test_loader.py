@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -41,5 +42,6 @@ def _run(workers: int) -> list[float]:
     return losses
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there is one core
 def test_workers_change_nothing() -> None:
     assert _run(2) == _run(0)
