@@ -136,7 +136,7 @@ def _by_blocks(weight: Tensor, bias: Tensor | None) -> Packed:
 
 def _transposed(matrix: Tensor, bias: Tensor | None, block: int) -> Packed:
     """W x^T on MKL, left transposed as it comes: copying it would only add time."""
-    column = matrix.new_zeros(1, 1) if bias is None else bias[:, None]
+    column = torch.zeros(1, 1, dtype=matrix.dtype) if bias is None else bias[:, None]
 
     def run(x: Tensor, sparse_weight: Tensor, own: Tensor) -> Tensor:
         return torch.addmm(own, sparse_weight, x.t()).t()

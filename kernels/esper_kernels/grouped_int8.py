@@ -19,14 +19,14 @@ _MOST = (1 << 31) // (255 * 127)  # inputs whose products can be added in 32 bit
 
 
 @cache
-def _multiplies() -> bool:
+def multiplies() -> bool:
     """Whether sums are exact here: without VNNI, oneDNN adds pairs of products in 16 bits."""
     return library() and torch.cpu._is_vnni_supported()
 
 
 def packs(values: Tensor) -> bool:
     """Whether an int8 weight (N, kept) is multiplied packed."""
-    return _multiplies() and values.shape[1] <= _MOST and keeps(values)
+    return multiplies() and values.shape[1] <= _MOST and keeps(values)
 
 
 class _Integers(Layouts):

@@ -14,7 +14,7 @@ _CHECKS = {
 
 @cache
 def has_products(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies a floating type here; others take ten times as long as float32."""
+    """Whether oneDNN multiplies a floating type here; others take many times as long as float32."""
     return dtype not in _CHECKS or bool(getattr(torch.ops.mkldnn, _CHECKS[dtype], bool)())
 
 

@@ -74,7 +74,7 @@ def test_what_trains_is_multiplied_as_it_lies(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(grouped, "library", lambda: False)
     assert not grouped.packs(packed.values, torch.float32)
     monkeypatch.setattr(grouped_int8, "library", lambda: False)
-    assert not grouped_int8._multiplies.__wrapped__()
+    assert not grouped_int8.multiplies.__wrapped__()
 
 
 # -- integers --------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def _integers() -> tuple[Tensor, Tensor, Tensor]:
 def test_integers_with_and_without_the_library(
     fitting: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if fitting and not grouped_int8._multiplies():
+    if fitting and not grouped_int8.multiplies():
         pytest.skip("no VNNI here")
     monkeypatch.setattr(grouped_int8, "packs", lambda values: fitting)
     values, scale, index = _integers()
@@ -103,14 +103,26 @@ def test_integers_with_and_without_the_library(
         )
 
 
-def test_the_largest_integers_do_not_overflow() -> None:
-    """255 times 127 in every place: pairs of these do not fit into 16 bits."""
-    inputs, rows = 4096, 16
+@pytest.mark.parametrize("products", [True, False])
+@pytest.mark.parametrize("inputs", [1024, 4096])
+def test_the_largest_integers_do_not_overflow(
+    inputs: int, products: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """255 times 127 in every place: pairs of these do not fit into 16 bits, nor sums into 24."""
+    if not products:
+        monkeypatch.setattr(grouped_int8, "multiplies", lambda: False)
+    rows = 16
     values = torch.full((rows, inputs), 127, dtype=torch.int8)
     scale, index = torch.ones(rows), torch.arange(inputs // 16, dtype=torch.int32)[None]
     for x in (torch.full((3, inputs), 1.0), torch.full((3, inputs), -1.0)):
         out = ops.vnm_dynamic_linear(x, values, scale, index, None, rows, 16)
         torch.testing.assert_close(out, x[:, :rows] * 127 * inputs)
+    values = torch.randint(100, 128, (rows, inputs), dtype=torch.int8)
+    x = torch.randint(100, 128, (3, inputs)).float()
+    x[:, 0] = 127  # so that rounding changes nothing
+    exact = x.long() @ values.long().t()
+    out = ops.vnm_dynamic_linear(x, values, scale, index, None, rows, 16)
+    assert torch.equal(out, exact.float())
 
 
 def test_sums_that_32_bits_cannot_hold_are_left_to_others() -> None:

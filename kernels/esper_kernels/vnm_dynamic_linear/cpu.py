@@ -1,7 +1,8 @@
 """The op on a CPU: products of integers, for all groups at once where oneDNN has that.
 
-Elsewhere group by group. There the weight is the first operand, so that it is read as it lies; with
-many samples, the second.
+What is left there goes group by group. The weight is the first operand, so that it is read as it
+lies; with many samples, the second. Processors without such products multiply the integers as
+floating numbers that are wide enough for their sums to be exact.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from esper_kernels.gathering import (
     whole_runs,
 )
 from esper_kernels.int8 import quantize
+from esper_kernels.vnm_linear import cpu as floating
 
 _ROUNDED = 4 << 20  # bytes that are made of samples at once: rounding reads them several times
 _MANY = 128  # samples from which turning inputs and outputs costs more
+_EXACT = (1 << 24) // (127 * 127)  # products of which float32 holds every sum
 
 
 def forward(
@@ -49,10 +52,17 @@ def forward(
             inner = grouped_int8.multiply(gathered, values, scale, full, rows)
             torch.mul(inner, own, out=product[:, :whole])
         if whole < outputs:
-            rest = _one_by_one(integers, values[whole:], index[full:], rows, run)
+            multiply = _one_by_one if grouped_int8.multiplies() else _floating
+            rest = multiply(integers, values[whole:], index[full:], rows, run)
             torch.mul(rest, own * scale[whole:], out=product[:, whole:])
         out[part] = product if bias is None else product.add_(bias)
     return out
+
+
+def _floating(integers: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -> Tensor:
+    """The products in float32 or float64, exact."""
+    dtype = torch.float32 if values.shape[1] <= _EXACT else torch.float64
+    return floating.forward(integers.to(dtype), values, index, None, rows, run)
 
 
 def _one_by_one(integers: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -> Tensor:
