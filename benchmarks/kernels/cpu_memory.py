@@ -3,8 +3,9 @@
     python benchmarks/kernels/cpu_memory.py [--rounds N]
 
 Large tensors are mapped anew by glibc at each call, page by page. The same rounds run in a process
-as it is, and in one whose allocator keeps memory (mallopt(3): no maps, no trimming). Each round
-runs the dense layer, ours, and filling a new output, in random order; processor time of one thread.
+as it is, in one where PyTorch asks for large pages, and in one whose allocator keeps memory
+(mallopt(3): no maps, no trimming). Each round runs the dense layer, ours, and filling a new output,
+in random order; processor time of one thread.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ from benchmarks.result_file import write
 SHAPES = ((3072, 768), (768, 3072), (4096, 4096))  # outputs, inputs
 PATTERNS = ((128, 16, 0.25), (512, 16, 0.25))
 SAMPLES = (1024, 4096)
-KEEPS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 36)}
+SETTINGS: dict[str, dict[str, str]] = {
+    "as it is": {},
+    "large pages": {"THP_MEM_ALLOC_ENABLE": "1"},
+    "keeps memory": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 36)},
+}
 
 
 @torch.no_grad()
@@ -103,8 +108,7 @@ def main() -> None:
         print(json.dumps(measure(options.rounds)))
         return
     rows = []
-    settings: dict[str, dict[str, str]] = {"as it is": {}, "keeps memory": KEEPS}
-    for name, setting in settings.items():
+    for name, setting in SETTINGS.items():
         command = [sys.executable, __file__, "--here", "--rounds", str(options.rounds)]
         ran = subprocess.run(
             command, env={**os.environ, **setting}, stdout=subprocess.PIPE, check=True, text=True
@@ -116,7 +120,11 @@ def main() -> None:
         rows,
         command=f"python benchmarks/kernels/cpu_memory.py --rounds {options.rounds}",
         notes=[
-            "keeps memory: " + " ".join(f"{name}={value}" for name, value in KEEPS.items()),
+            *(
+                f"{name}: " + " ".join(f"{key}={value}" for key, value in setting.items())
+                for name, setting in SETTINGS.items()
+                if setting
+            ),
             "share of limit: speedup over the dense layer, over 4 for a quarter of the weights",
             f"medians of {options.rounds} rounds, processor time of one thread, float32",
         ],

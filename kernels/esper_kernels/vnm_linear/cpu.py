@@ -28,6 +28,7 @@ from esper_kernels.gathering import (
 from esper_kernels.precision import product_type
 
 _MANY = 128  # samples from which two-byte types are multiplied by samples
+_WRITTEN = 4  # a product that is written twice should lie in a cache: a quarter of what is gathered
 _SECTOR = 16  # bytes in a run below which gathering from rows copies single numbers
 
 
@@ -59,14 +60,15 @@ def _packed(
     outputs, kept = values.shape
     full = outputs // rows
     whole = full * rows
-    many = list(samples_at_once(len(x), full * kept * x.element_size()))
-    if len(many) == 1 and whole == outputs:
+    gathered = full * kept * x.element_size()
+    if whole == outputs and len(list(samples_at_once(len(x), gathered))) == 1:
         return grouped.multiply(gather_runs(x, index, run), values, full, rows, bias)
     out = x.new_empty(len(x), outputs)
+    many = samples_at_once(len(x), max(gathered, _WRITTEN * whole * x.element_size()))
     inner = None if bias is None else bias[:whole]
     for part in many:
-        gathered = gather_runs(x[part], index[:full], run)
-        out[part, :whole] = grouped.multiply(gathered, values, full, rows, inner)
+        inputs = gather_runs(x[part], index[:full], run)
+        out[part, :whole] = grouped.multiply(inputs, values, full, rows, inner)
     if whole < outputs:  # a last group with fewer rows
         last = gather_runs(x, index[full:], run)
         tail = None if bias is None else bias[whole:]
