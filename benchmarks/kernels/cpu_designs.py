@@ -28,6 +28,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.result_file import write
+from esper_kernels import grouped_int8
 from esper_kernels.gathering import gather_columns, gather_rows
 from esper_kernels.int8 import quantize, rescaled
 from esper_kernels.precision import has_products
@@ -247,7 +248,7 @@ DENSE = {"dense, packed": dense_packed, "dense, outputs first": dense_outputs_fi
 
 def cells(rounds: int) -> Iterator[dict[str, Any]]:
     """A row for each dtype, shape, pattern and number of samples."""
-    kinds = ["float32", "bfloat16", *(["int8"] if torch.cpu._is_vnni_supported() else [])]
+    kinds = ["float32", "bfloat16", *(["int8"] if grouped_int8.multiplies() else [])]
     for kind, (outputs, inputs) in itertools.product(kinds, SHAPES):
         dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
         weights = [torch.randn(outputs, inputs).to(dtype) for _ in range(WEIGHTS)]

@@ -63,13 +63,20 @@ def calibrate(clock: Clock, dtypes: Sequence[torch.dtype], seed: int) -> Device:
 
 def _products(x: Tensor, dtype: torch.dtype) -> Sequence[Callable[[], Call]]:
     """Ways to multiply with a matrix of that dtype, which packing may not have on this device."""
-    if dtype is torch.int8:
-        integers = x.mul(32).round().clamp(-127, 127).to(torch.int8)
-        plain, packed = (lambda _: torch._int_mm(integers, integers.t())), QLINEAR.pack(x, None)
-    else:
-        weight = x.to(dtype)
-        plain, packed = (lambda rows: functional.linear(rows, weight)), PREPACKED.pack(weight, None)
-    return [lambda: plain, *([packed.make] if x.device.type == "cpu" else [])]
+    weight = (
+        x.mul(32).round().clamp(-127, 127).to(torch.int8) if dtype is torch.int8 else x.to(dtype)
+    )
+
+    def plain(rows: Tensor) -> Tensor:
+        if dtype is torch.int8:
+            return torch._int_mm(weight, weight.t())
+        return functional.linear(rows, weight)
+
+    def packed() -> Call:
+        library, given = (QLINEAR, x) if dtype is torch.int8 else (PREPACKED, weight)
+        return library.pack(given, None).make()
+
+    return [lambda: plain, packed] if x.device.type == "cpu" else [lambda: plain]
 
 
 def raised(device: Device, reached: Sequence[tuple[Work, float]]) -> Device:

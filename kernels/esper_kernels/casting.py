@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from esper_kernels.precision import FLOATING
 from esper_kernels.prepacked import Prepacked, keeps
-
-_LOWER = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def cast(argument: object, dtype: torch.dtype, *, keep: bool = False) -> object:
@@ -24,7 +23,11 @@ def cast(argument: object, dtype: torch.dtype, *, keep: bool = False) -> object:
     Args:
         keep: whether it may be a weight, which comes again.
     """
-    if not isinstance(argument, Tensor) or argument.dtype not in _LOWER or argument.dtype == dtype:
+    if (
+        not isinstance(argument, Tensor)
+        or argument.dtype not in FLOATING
+        or argument.dtype == dtype
+    ):
         return argument
     return _kept(dtype)(argument) if keep and _stays(argument) else argument.to(dtype)
 

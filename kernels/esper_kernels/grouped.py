@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from esper_kernels.layouts import PLACE, Layouts, as_image, from_image, library
-from esper_kernels.precision import product_type
+from esper_kernels.precision import FLOATING, product_type
 from esper_kernels.prepacked import Prepacked, keeps
-
-_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def packs(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether a weight is multiplied packed with inputs of a dtype; one that trains is not."""
-    return weight.dtype == dtype and dtype in _TYPES and library() and keeps(weight)
+    return weight.dtype == dtype and dtype in FLOATING and library() and keeps(weight)
 
 
 _layouts: Prepacked[Layouts] = Prepacked(lambda weight: Layouts())

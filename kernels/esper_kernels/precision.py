@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 
+FLOATING = (torch.float32, torch.float16, torch.bfloat16)
 _CHECKS = {
     torch.bfloat16: "_is_mkldnn_bf16_supported",
     torch.float16: "_is_mkldnn_fp16_supported",
@@ -21,3 +22,8 @@ def has_products(dtype: torch.dtype) -> bool:
 def product_type(dtype: torch.dtype) -> torch.dtype:
     """A floating type, or float32 in place of one that this processor has no products of."""
     return dtype if has_products(dtype) else torch.float32
+
+
+def unscaled_type(dtype: torch.dtype) -> torch.dtype:
+    """The same for products that are scaled later: before that, float16 could overflow."""
+    return torch.float32 if dtype == torch.float16 else product_type(dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from esper_kernels.gathering import pieces
 from esper_kernels.int8 import rescaled
-from esper_kernels.precision import product_type
+from esper_kernels.precision import unscaled_type
 
 _FEW = 8  # samples below which the product is memory's: by samples, or PyTorch's kernel
 _MANY = 128  # samples from which the product is by samples again
@@ -22,7 +22,7 @@ _VECTOR = 32  # PyTorch's kernel reads inputs in vectors, and past the end of ot
 
 def forward(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """(M, K) to (M, N), see `reference.forward`."""
-    wide = x.to(torch.float32 if x.dtype == torch.float16 else product_type(x.dtype))
+    wide = x.to(unscaled_type(x.dtype))
     few = len(x) < _FEW
     if few and x.dtype == torch.bfloat16 and x.shape[1] % _VECTOR == 0:
         product = torch._weight_int8pack_mm(x, values, x.new_ones(len(values)))

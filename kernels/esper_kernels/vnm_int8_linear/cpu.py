@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from esper_kernels.int8 import rescaled
-from esper_kernels.precision import product_type
+from esper_kernels.precision import unscaled_type
 from esper_kernels.vnm_linear import cpu as floating
 
 
@@ -23,7 +23,7 @@ def forward(
 
     float16 could overflow before it is scaled, so it is computed in float32.
     """
-    wide = x.to(torch.float32 if x.dtype == torch.float16 else product_type(x.dtype))
+    wide = x.to(unscaled_type(x.dtype))
     product = floating.forward(wide, values, index, None, rows, run)
     return rescaled(product, scale, bias, x.dtype)
 
