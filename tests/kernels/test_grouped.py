@@ -122,7 +122,9 @@ def test_the_largest_integers_do_not_overflow(
     x[:, 0] = 127  # so that rounding changes nothing
     exact = x.long() @ values.long().t()
     out = ops.vnm_dynamic_linear(x, values, scale, index, None, rows, 16)
-    assert torch.equal(out, exact.float())
+    # oneDNN adds 128 to each integer, and that sum becomes float32 before it is taken off.
+    rounding = 2**-22 if grouped_int8.multiplies() else 0.0
+    torch.testing.assert_close(out, exact.float(), rtol=rounding, atol=0)
 
 
 def test_sums_that_32_bits_cannot_hold_are_left_to_others() -> None:

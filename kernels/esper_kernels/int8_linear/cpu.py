@@ -12,6 +12,7 @@ from torch import Tensor
 
 from esper_kernels.gathering import pieces
 from esper_kernels.int8 import rescaled
+from esper_kernels.pages import new_output
 from esper_kernels.precision import unscaled_type
 
 _FEW = 8  # samples below which the product is memory's: by samples, or PyTorch's kernel
@@ -34,7 +35,7 @@ def forward(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None) -> Te
 
 
 def _by_samples(x: Tensor, values: Tensor) -> Tensor:
-    out = x.new_empty(len(x), len(values))
+    out = new_output(x, len(x), len(values))
     for piece in pieces(len(values), x.shape[1] * x.element_size(), _CACHE):
         torch.mm(x, values[piece].to(x.dtype).t(), out=out[:, piece])
     return out

@@ -19,6 +19,7 @@ from esper_kernels.gathering import (
     whole_runs,
 )
 from esper_kernels.int8 import quantize
+from esper_kernels.pages import new_output
 from esper_kernels.vnm_linear import cpu as floating
 
 _ROUNDED = 4 << 20  # bytes that are made of samples at once: rounding reads them several times
@@ -41,7 +42,7 @@ def forward(
     packed = wide == torch.float32 and grouped_int8.packs(values)
     full = outputs // rows if packed else 0
     whole = full * rows
-    out = x.new_empty(len(x), outputs)
+    out = new_output(x, len(x), outputs)
     size = max(x.shape[1], outputs) * wide.itemsize + full * values.shape[1]
     for part in samples_at_once(len(x), size, _ROUNDED):
         integers, own = quantize(x[part])

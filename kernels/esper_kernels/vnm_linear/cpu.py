@@ -25,7 +25,9 @@ from esper_kernels.gathering import (
     samples_at_once,
     whole_runs,
 )
+from esper_kernels.pages import MAPPED, new_output
 from esper_kernels.precision import product_type
+from esper_kernels.scratch import MOST
 
 _MANY = 128  # samples from which two-byte types are multiplied by samples
 _WRITTEN = 4  # a product that is written twice should lie in a cache: a quarter of what is gathered
@@ -61,9 +63,10 @@ def _packed(
     full = outputs // rows
     whole = full * rows
     gathered = full * kept * x.element_size()
-    if whole == outputs and len(list(samples_at_once(len(x), gathered))) == 1:
+    at_once = len(x) * gathered <= MOST and len(x) * outputs * x.element_size() < MAPPED
+    if whole == outputs and at_once:
         return grouped.multiply(gather_runs(x, index, run), values, full, rows, bias)
-    out = x.new_empty(len(x), outputs)
+    out = new_output(x, len(x), outputs)
     many = samples_at_once(len(x), max(gathered, _WRITTEN * whole * x.element_size()))
     inner = None if bias is None else bias[:whole]
     for part in many:
@@ -84,7 +87,7 @@ def _by_samples(x: Tensor, values: Tensor, index: Tensor, rows: int, run: int) -
     if len(parts) == 1 and full * rows == outputs:
         product = torch.bmm(gather_rows(x, index, run), weight.to(dtype))
         return product.transpose(0, 1).contiguous().view(samples, outputs)
-    out = x.new_empty(samples, outputs)
+    out = new_output(x, samples, outputs)
     for part in parts:
         product = torch.bmm(gather_rows(x, index[part], run), weight[part].to(dtype))
         onto = out[:, part.start * rows : part.stop * rows].view(samples, -1, rows)

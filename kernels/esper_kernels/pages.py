@@ -1,0 +1,41 @@
+"""On a CPU, new memory for large outputs, in large pages where Linux gives them.
+
+Memory from 32 MiB on is mapped anew at each call (mallopt(3), M_MMAP_THRESHOLD) and cleared page by
+page when it is first written, in pages of 4 KiB unless asked otherwise: as long as a sparse product
+itself may take. Pages of 2 MiB take a fraction of that (Documentation/admin-guide/mm/transhuge.rst
+of Linux). PyTorch asks for them if THP_MEM_ALLOC_ENABLE is set, for every tensor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+from collections.abc import Callable
+
+from torch import Tensor
+
+_LARGE = 2 << 20
+MAPPED = 32 << 20  # bytes from which glibc always maps; below, memory may have been written before
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return advise
+
+
+def new_output(like: Tensor, *shape: int) -> Tensor:
+    """An uninitialised tensor of the type of another, on a CPU.
+
+    Asking for large pages is advice: a kernel without them refuses, which changes nothing.
+    """
+    out = like.new_empty(shape)
+    if out.nbytes >= MAPPED and (advise := _madvise()):
+        start = -(-out.data_ptr() // _LARGE) * _LARGE
+        stop = (out.data_ptr() + out.nbytes) // _LARGE * _LARGE
+        advise(start, stop - start, mmap.MADV_HUGEPAGE)
+    return out
