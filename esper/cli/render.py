@@ -97,7 +97,9 @@ def _why(record: Record) -> str:
 
 def _exactness(result: Result) -> str:
     if result.exact:
-        return "every kept change is exact"
+        cut = any(r.proposal and r.proposal.type == "prune-units" for r in result.committed)
+        to = ": the model as it was with the units that were cut at zero" if cut else ""
+        return f"every kept change is exact{to}"
     tolerances = Counter(str(r.figures.get("tolerance", "lossy")) for r in result.committed)
     return "kept changes by tolerance: " + ", ".join(f"{n} {t}" for t, n in tolerances.items())
 

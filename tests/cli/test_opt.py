@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import esper
 from esper.cli.opt import main
 from esper.cli.options import Options, parse
 from esper.cli.session import Session
-from tests.cli.support import assert_one_sentence, exported, saved, small
+from tests.cli.support import Small, assert_one_sentence, exported, saved, small
 
 Capture = pytest.CaptureFixture[str]
 X = torch.linspace(-1, 1, 24).reshape(4, 6)
@@ -94,6 +95,26 @@ def test_results_go_to_stdout_and_reports_to_stderr(model: str, capsys: Capture)
     assert capsys.readouterr() == ("", "")
     run(model, *PRUNE, "-v")
     assert "passed prune-units" in capsys.readouterr().err
+
+
+class WithConstant(Small):
+    """A constant that is worked out anew at each call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x) + torch.ones(3) * 2
+        return out
+
+
+def test_what_exact_means_is_said(model: str, tmp_path: Path, capsys: Capture) -> None:
+    """A cut changes what a model computes: it is exact beside the model with zeros in its place."""
+    run(model, *PRUNE)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "every kept change is exact: the model as it was with the units that were cut at zero"
+    )
+    constant = tmp_path / "constant.pt2"
+    constant.write_bytes(exported(WithConstant()))
+    run(str(constant), "-p", "fold-constants", "--no-gate")
+    assert capsys.readouterr().out.splitlines()[-1] == "every kept change is exact"
 
 
 def test_nothing_to_do_changes_nothing(model: str, tmp_path: Path, capsys: Capture) -> None:
