@@ -7,6 +7,7 @@ README.md and docs are those of the files.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import subprocess
 import sys
 import time
@@ -38,6 +39,14 @@ def _full() -> str:
 
 def _plain() -> str:
     return "it needs a CPU without products of bfloat16" if has_products(torch.bfloat16) else ""
+
+
+def _triton(version: str) -> Callable[[], str]:
+    def why_not() -> str:
+        found = importlib.metadata.version("triton")
+        return "" if found.startswith(f"{version}.") else f"it needs Triton {version}, not {found}"
+
+    return why_not
 
 
 def _output(name: str) -> tuple[str, str]:
@@ -92,7 +101,17 @@ SUITES = {
         (*_output("kernels_cpu_avx2"), "--plot", str(readme.ROOT / "docs" / "kernels" / "avx2")),
         _plain,
     ),
-    "aot": Suite("kernels/aot.py", "kernels compiled for sm_80 and sm_90, without a GPU"),
+    "aot": Suite(
+        "kernels/aot.py",
+        "kernels compiled for sm_80 and sm_90, without a GPU",
+        why_not=_triton("3.9"),
+    ),
+    "aot_triton36": Suite(
+        "kernels/aot.py",
+        "the same with the oldest Triton that is meant",
+        ("-o", "aot_triton36"),
+        _triton("3.6"),
+    ),
     "gate_simulation": Suite(
         "gate/simulate.py",
         "error rates of the decision rule on simulated noise",

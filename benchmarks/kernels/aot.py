@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         options.output,
         "Kernels compiled ahead of time: registers, memory and instructions",
         rows,
-        command="python -m benchmarks aot",
+        command=f"python -m benchmarks {options.output}",
         versions={"triton": triton.__version__},
         notes=[
             "Instructions are counted in the machine code, not in what is run.",

@@ -19,6 +19,7 @@ from esper_kernels import aot, shipped  # noqa: E402
 from esper_kernels.config import Config  # noqa: E402
 from esper_kernels.gpu import linear  # noqa: E402
 
+FIGURES = ("aot", "aot_triton36")  # of the newest Triton that is meant, and of the oldest
 # `make aot` compiles all; these are one of each kernel and kind of factors.
 SUBSET = [
     "vnm_linear, bfloat16, 128x16, 16x64x128 warps 4 stages 5 swap",
@@ -42,25 +43,33 @@ def cases() -> dict[str, shipped.Case]:
     return {case.name: case for case in shipped.cases()}
 
 
-@pytest.fixture(scope="module")
-def committed() -> Any:
-    return json.loads((RESULTS / "aot.json").read_text())
+def figures_of(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module", params=FIGURES)
+def committed(request: pytest.FixtureRequest) -> Any:
+    return figures_of(request.param)
 
 
 @pytest.mark.parametrize("name", SUBSET)
-def test_a_kernel_compiles_to_what_is_meant(
-    name: str, cases: dict[str, shipped.Case], committed: Any
-) -> None:
-    """With the Triton of the committed figures, to those as well."""
+def test_a_kernel_compiles_to_what_is_meant(name: str, cases: dict[str, shipped.Case]) -> None:
+    """With a Triton of committed figures, to those as well."""
     case, rows = cases[name], []
     for launch in case.launches():
         kernel = launch.kernel.__name__
         figures = aot.figures(launch, 90)
         assert not shipped.complaints(case, kernel, 90, figures)
         rows.append(row(case, kernel, 90, figures))
-    if committed["versions"]["triton"] == triton.__version__:
-        known = [r for r in committed["rows"] if r["case"] == name and r["device"] == "sm_90"]
-        assert rows == known, "what compiles has changed: look at it, and run `make aot`"
+    for committed in map(figures_of, FIGURES):
+        if committed["versions"]["triton"] == triton.__version__:
+            known = [r for r in committed["rows"] if r["case"] == name and r["device"] == "sm_90"]
+            assert rows == known, "what compiles has changed: look at it, and run `make aot`"
+
+
+def test_figures_are_committed_of_the_oldest_and_the_newest_triton() -> None:
+    versions = [figures_of(name)["versions"]["triton"] for name in FIGURES]
+    assert [version.rpartition(".")[0] for version in versions] == ["3.9", "3.6"]
 
 
 def test_the_committed_figures_are_of_all_that_is_shipped(

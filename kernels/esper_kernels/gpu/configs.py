@@ -1,8 +1,9 @@
 """The configs that ops ship, for each kind of factors.
 
 They come from what compiles to wide copies and tensor-core instructions without spills on both
-sm_80 and sm_90 (see `aot`) and from the sizes of the memory that has to be in flight; none has been
-measured yet. Tiles 16 high are for decoding, 32 and 64 for small batches, the rest for prefill.
+sm_80 and sm_90, with Triton 3.6 and 3.9 (see `aot`), and from the sizes of the memory that has to
+be in flight; none has been measured yet. Tiles 16 high are for decoding, 32 and 64 for small
+batches, the rest for prefill.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ LINEAR_32 = (
     Config(16, 16, 128, warps=4, stages=4),
     Config(16, 32, 64, warps=4, stages=4, split=4),
     Config(128, 64, 32, warps=8, stages=3),
-    Config(64, 64, 32, warps=8, stages=3),
+    Config(64, 64, 32, warps=8, stages=2),
 )
 
 PROJECTIONS_16 = (
@@ -67,7 +68,7 @@ PROJECTIONS_16 = (
 PROJECTIONS_32 = (
     Config(16, 32, 64, warps=4, stages=4),
     Config(16, 16, 64, warps=4, stages=5),
-    Config(128, 64, 32, warps=8, stages=3),
+    Config(128, 32, 32, warps=8, stages=3),
     Config(64, 64, 32, warps=8, stages=3),
 )
 
