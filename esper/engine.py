@@ -108,6 +108,8 @@ class Engine:
         bundles = self._bundles(unit, group)
         if unit.aim == "speed" and all(self._aim(record) == "prepare" for record in group):
             bundles = [list(group)]  # what nothing made use of is no faster in parts
+        # What was found faster but not confirmed in time (gate-unconfirmed) is not halved: its
+        # parts would be as short of time.
         repairable = len(bundles) > 1 and why.code in ("quality", "gate-reject", "gate-ambiguous")
         if not repairable or self._trials >= self.max_trials:
             self._settle(_refused(record, why) for record in group)
@@ -337,6 +339,7 @@ def _refused(record: Record, why: Judgement) -> Record:
         "gate-reject": "a larger change, another backend or other shapes may pay",
         "gate-failed": "measure on a quieter machine, or on another backend",
         "gate-ambiguous": "measure longer (--budget-seconds) or on a quieter machine",
+        "gate-unconfirmed": f"give --budget-seconds {why.figures.get('seconds_needed', 0):.0f}",
     }
     return record.model_copy(
         update={

@@ -91,6 +91,8 @@ class Judge:
             "backend": verdict.candidate.backend,
         }
         code = {"accept": "accepted", "reject": "gate-reject", "ambiguous": "gate-ambiguous"}
-        return Judgement(
-            verdict.accepted, code[verdict.outcome], verdict.summary(), figures, verdict
-        )
+        found = code[verdict.outcome]
+        if verdict.seconds_needed is not None:
+            found = "gate-unconfirmed"
+            figures["seconds_needed"] = verdict.seconds_needed
+        return Judgement(verdict.accepted, found, verdict.summary(), figures, verdict)

@@ -239,6 +239,18 @@ def test_bisection_finds_the_proposals_that_pay(paying: set[int]) -> None:
     assert [e["axis"] for e in made.model.history] == [AXES[i] for i in sorted(paying)]
 
 
+def test_what_was_found_but_not_confirmed_in_time_is_not_halved() -> None:
+    short = Judgement(False, "gate-unconfirmed", "3.2x, not confirmed", {"seconds_needed": 150.0})
+    judge = FakeJudge(lambda *_: short)
+    made = engine(judge)
+    records = run(made, "cut-one")
+    assert len(judge.asked) == 1
+    assert kinds(records) == {"missed": [0, 1, 2, 3]}
+    assert {(r.code, r.reason) for r in records} == {(short.code, short.reason)}
+    assert {r.remedy for r in records} == {"give --budget-seconds 150"}
+    assert not cut_axes(made.model)
+
+
 def test_bisection_measures_against_what_was_committed() -> None:
     judge = FakeJudge(pays({0, 1}))
     made = engine(judge, max_trials=100)

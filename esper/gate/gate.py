@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +35,13 @@ def silent(_: str) -> None:
     """No progress."""
 
 
+_AIM = 0.9
+"""Share of its time that the first process of a stage aims at; later ones may take longer."""
+
+_PROBING = 0.25
+"""Share of the budget for choosing backends, where both sides choose theirs."""
+
+
 @dataclass(frozen=True)
 class Gate:
     """How candidates are judged. Immutable; one gate serves any number of comparisons.
@@ -47,6 +55,7 @@ class Gate:
         threads: intra-op threads, the same for every contender; None: torch's setting here.
         budget_seconds: no new process starts that would end after this, counted from the call; the
             rule then judges what there is. Conversion for a backend counts, but is not cut short.
+            Where steps are long, processes measure fewer rounds so as to fit.
         seed: fixes orders and resampling, not the clock.
         device: `cpu` or `cuda`.
         effort: how much each process measures.
@@ -141,19 +150,21 @@ class Gate:
                     shop.prepare(candidate, backends[1]),
                 )
             else:
-                first = shop.fastest(baseline, "baseline", tried, self.seed, say)
+                probing = _PROBING * self.budget_seconds / 2
+                first = shop.fastest(baseline, "baseline", tried, self.seed, say, probing)
                 sides = (
                     first,
-                    shop.fastest(candidate, "candidate", tried, self.seed, say),
+                    shop.fastest(candidate, "candidate", tried, self.seed, say, probing),
                 )
             sampler = shop.sampler([sides[0], sides[0], sides[1]], self.seed)
-            search, confirm, end = self._sample(sampler, started, say)
+            search, confirm, end, needed = self._sample(sampler, started, say)
         samples = confirm if end.stage == "confirm" else search
         medians = np.exp(np.median(np.concatenate(samples.processes), axis=0)) * 1e3
         figures = end.decision
         return Verdict(
             outcome=end.outcome,
-            reason=end.reason,
+            reason=end.reason if needed is None else _needing(end.reason, needed),
+            seconds_needed=needed,
             speedup=figures.speedup,
             lower=figures.lower,
             upper=figures.upper,
@@ -199,19 +210,28 @@ class Gate:
 
     def _sample(
         self, sampler: Sampler, started: float, say: Say
-    ) -> tuple[Samples, Samples, Conclusion]:
+    ) -> tuple[Samples, Samples, Conclusion, float | None]:
         """Draw processes until the rule concludes or time is over.
 
-        The search may use half of the time, so that what it finds can still be confirmed.
+        The search may use half of the time, so that what it finds can still be confirmed. Last in
+        the answer: the budget that it takes to confirm what was found, where time was over before.
         """
         drawn: dict[Stage, Samples] = {"search": Samples(), "confirm": Samples()}
         share: dict[Stage, float] = {"search": 0.5, "confirm": 1.0}
         ended: set[Stage] = set()
         slowest = 0.0
+        first_look = self.rule.looks[0]
+        ready = time.monotonic()
+        searching = started + share["search"] * self.budget_seconds - ready
+        deadline = ready + _AIM * searching / first_look
         while True:
             step = advance(drawn["search"], drawn["confirm"], self.rule, ended)
             if isinstance(step, Conclusion):
-                return drawn["search"], drawn["confirm"], step
+                needed = None
+                if step.unconfirmed:
+                    stage_seconds = ready - started + first_look * slowest / _AIM
+                    needed = 10.0 * ceil(stage_seconds / share["search"] / 10.0)
+                return drawn["search"], drawn["confirm"], step, needed
             stage = step.stage
             total = len(drawn[stage]) + step.count
             while len(drawn[stage]) < total:
@@ -221,8 +241,12 @@ class Gate:
                     ended.add(stage)
                     break
                 say(f"{stage}: process {len(drawn[stage]) + 1} of {total}")
-                drawn[stage] = drawn[stage] + Samples((sampler.draw(),))
+                drawn[stage] = drawn[stage] + Samples((sampler.draw(deadline=deadline),))
                 slowest = max(slowest, time.monotonic() - begun)
+
+
+def _needing(reason: str, seconds: float) -> str:
+    return f"{reason.removesuffix('.')}: that needs a budget of about {seconds:.0f} s."
 
 
 def _side(prepared: Prepared, model: nn.Module, milliseconds: float) -> Side:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,10 +151,12 @@ class Workshop:
         tried: dict[str, str],
         seed: int,
         say: Callable[[str], None],
+        seconds: float,
     ) -> Prepared:
         """The model on its fastest usable backend.
 
-        `tried` receives, for every backend, its median time or why it was left out.
+        `tried` receives, for every backend, its median time or why it was left out; `seconds` is
+        the time that measuring aims at.
         """
         ready: list[Prepared] = []
         for name in NAMES:
@@ -166,7 +169,8 @@ class Workshop:
             raise BackendError(f"no backend can run the {label}: {'; '.join(tried.values())}")
         sampler = self.sampler(ready, seed + 1)
         say(f"{label}: measuring {', '.join(p.backend for p in ready)}")
-        blocks = [sampler.draw() for _ in range(PROBE_PROCESSES)]
+        deadline = time.monotonic() + seconds / PROBE_PROCESSES
+        blocks = [sampler.draw(deadline=deadline) for _ in range(PROBE_PROCESSES)]
         medians = np.median(np.concatenate(blocks), axis=0)
         for prepared, median in zip(ready, medians, strict=True):
             tried[f"{label}/{prepared.backend}"] = f"{np.exp(median) * 1e3:.4g} ms"

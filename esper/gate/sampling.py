@@ -25,7 +25,10 @@ class Effort:
 
     `seconds` of timing per process, in `min_rounds` to `max_rounds` rounds; a timed stretch lasts
     at least about `visit_seconds` by repeating short steps, so that the clock and the call cost
-    nothing in comparison. `settle` runs one untimed step before each stretch: the other contenders
+    nothing in comparison. Where the steps are so long that `min_rounds` would not end by the
+    deadline of the first process, there are fewer, but not less than `least_rounds`: a process is
+    one sample of where memory was placed, so more processes of fewer rounds tell more.
+    `settle` runs one untimed step before each stretch: the other contenders
     have just emptied the caches, which in use they would not; None: where it matters, see
     `settles`. `timeout` is per process.
     """
@@ -34,6 +37,7 @@ class Effort:
     warmup_seconds: float = 0.15
     visit_seconds: float = 0.001
     min_rounds: int = 24
+    least_rounds: int = 6
     max_rounds: int = 120
     settle: bool | None = None
     timeout: float = 300.0
@@ -72,14 +76,22 @@ class Sampler:
     _repeats: tuple[int, ...] | None = field(default=None, init=False)
     _drawn: int = field(default=0, init=False)
 
-    def draw(self, progress: Callable[[int, int], None] | None = None) -> npt.NDArray[np.float64]:
-        """Log seconds of one fresh process: (rounds, contenders), each the weighted whole step."""
-        result = self.launcher.run(self._spec(), self.effort.timeout, progress)
+    def draw(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """Log seconds of one fresh process: (rounds, contenders), each the weighted whole step.
+
+        `deadline`: the `time.monotonic()` by which the first process aims to end, see `Effort`.
+        """
+        result = self.launcher.run(self._spec(deadline), self.effort.timeout, progress)
         self._rounds = int(result["rounds"])
         self._repeats = tuple(int(r) for r in result["repeats"])
         return weighted_log_seconds(result, self.weights)
 
-    def _spec(self) -> Spec:
+    def _spec(self, deadline: float | None) -> Spec:
         seed = random.Random(f"{self.seed}/{self._drawn}").getrandbits(32)
         self._drawn += 1
         return Spec(
@@ -94,6 +106,8 @@ class Sampler:
             warmup_seconds=self.effort.warmup_seconds,
             min_rounds=self.effort.min_rounds,
             max_rounds=self.effort.max_rounds,
+            least_rounds=self.effort.least_rounds,
+            deadline=deadline,
             settle=self.settle,
             rounds=self._rounds,
             repeats=self._repeats,

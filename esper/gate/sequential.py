@@ -35,6 +35,11 @@ class Conclusion:
     stage: Stage
     reason: str
 
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether a speed-up was found and time was over before it could be confirmed."""
+        return self.outcome == "ambiguous" and self.decision.call == "accept"
+
 
 def judge(samples: Samples, rule: Rule, stage: Stage, ended: bool = False) -> Draw | Conclusion:
     """One stage: the next draw, or what its looks so far conclude.

@@ -51,7 +51,9 @@ class Verdict(BaseModel):
 
     `speedup` is baseline time over candidate time of the whole weighted step, with one-sided
     bounds `lower` and `upper` at error `alpha` each; all three come from the confirmation samples
-    when there are any. `delta_effective` is the bar after A/A calibration.
+    when there are any. `delta_effective` is the bar after A/A calibration. `seconds_needed`: where
+    a speed-up was found but time was over before it was confirmed, about the `budget_seconds` that
+    confirming takes; otherwise None.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -78,6 +80,7 @@ class Verdict(BaseModel):
     rule: Rule
     samples: Recorded
     backends_tried: dict[str, str] = {}
+    seconds_needed: float | None = None
 
     @property
     def accepted(self) -> bool:

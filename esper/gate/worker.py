@@ -41,7 +41,9 @@ class Contender:
 @dataclass(frozen=True)
 class Spec:
     """One measured process. `rounds` and `repeats` are None in the first process, which sets them
-    from `seconds` (measuring time) and `visit_seconds` (least timed stretch).
+    from `seconds` (measuring time) and `visit_seconds` (least timed stretch). `deadline`, a
+    `time.monotonic()`, which all processes of a machine share, makes it set fewer than
+    `min_rounds` if need be, but not less than `least_rounds`.
     """
 
     contenders: tuple[Contender, ...]
@@ -55,7 +57,9 @@ class Spec:
     warmup_seconds: float
     min_rounds: int
     max_rounds: int
+    least_rounds: int
     settle: bool
+    deadline: float | None = None
     rounds: int | None = None
     repeats: tuple[int, ...] | None = None
     modules: tuple[str, ...] = ()
@@ -103,7 +107,7 @@ def measure(spec: Spec) -> None:
     repeats = spec.repeats or tuple(
         max(1, round(spec.visit_seconds / max(estimates[s]))) for s in shapes
     )
-    rounds = spec.rounds or choose_rounds(estimates, repeats, spec)
+    rounds = spec.rounds or choose_rounds(estimates, repeats, spec, time.monotonic())
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -140,11 +144,19 @@ def warm_up(run: list[Step], shapes: int, seconds: float) -> list[list[float]]:
     return estimates
 
 
-def choose_rounds(estimates: list[list[float]], repeats: tuple[int, ...], spec: Spec) -> int:
-    """As many rounds as fit into `spec.seconds`, within limits."""
+def choose_rounds(
+    estimates: list[list[float]], repeats: tuple[int, ...], spec: Spec, now: float
+) -> int:
+    """As many rounds as fit into `spec.seconds`, within limits and, if it can be, the deadline."""
     extra = 1 if spec.settle else 0
     one = sum(sum(row) * (repeats[s] + extra) for s, row in enumerate(estimates))
-    return max(spec.min_rounds, min(spec.max_rounds, int(spec.seconds / one)))
+    rounds = max(spec.min_rounds, min(spec.max_rounds, int(spec.seconds / one)))
+    if spec.deadline is None:
+        return rounds
+    # One more step of each follows the last round, to verify what was computed.
+    verifying = sum(map(sum, estimates))
+    by_deadline = int((spec.deadline - now - verifying) / one)
+    return min(rounds, max(spec.least_rounds, by_deadline))
 
 
 def run_spec(path: Path) -> int:

@@ -6,12 +6,15 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
 
+import esper.gate.gate
 import esper.gate.prepared
 from esper.errors import BackendError, EsperError, GateError
 from esper.gate.backends import usable
@@ -21,10 +24,13 @@ from esper.gate.gate import Gate, usable_backends
 from esper.gate.inputs import normalise
 from esper.gate.launcher import Launcher
 from esper.gate.prepared import Workshop
-from esper.gate.sampling import settles
-from esper.gate.statistics import Rule
+from esper.gate.sampling import Sampler, settles
+from esper.gate.sequential import Conclusion, advance
+from esper.gate.statistics import Rule, Samples
 from esper.gate.verdict import Verdict
-from tests.gate.support import QUICK, Two, two_call
+from esper.ir.model import Model
+from esper.judge import Judge
+from tests.gate.support import QUICK, Two, simulated, two_call
 
 GATE = Gate(backend="eager", threads=1, effort=QUICK, looks=(2, 3))
 
@@ -35,7 +41,7 @@ def launcher() -> Iterator[Launcher]:
         yield running
 
 
-def two(width: int = 8) -> nn.Module:
+def two(width: int = 8) -> Model:
     args, kwargs = two_call(2)
     return esper.trace(Two(width).eval(), args, kwargs)
 
@@ -134,6 +140,62 @@ def test_a_spent_budget_ends_undecided(launcher: Launcher) -> None:
     assert found.processes == 2
     assert found.outcome != "accept"
     assert "time budget" in found.reason
+
+
+class Clock:
+    """A clock that processes set forward by `seconds` each; they find the candidate 1.5x faster."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now, self.seconds, self.drawn = 100.0, seconds, 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def draw(self, *, deadline: float) -> npt.NDArray[np.float64]:
+        self.now += self.seconds
+        self.drawn += 1
+        return simulated(1, 0.5, seed=self.drawn).processes[0]
+
+
+def sampled(
+    monkeypatch: pytest.MonkeyPatch, budget: float, seconds: float, preparing: float
+) -> tuple[Conclusion, float | None, float]:
+    """The conclusion, the budget that is needed, and the time that went by."""
+    clock = Clock(seconds)
+    monkeypatch.setattr(esper.gate.gate, "time", clock)
+    gate = Gate(budget_seconds=budget)
+    clock.now += preparing
+    *_, end, needed = gate._sample(cast(Sampler, clock), 100.0, lambda _: None)
+    return end, needed, clock.now - 100.0
+
+
+@pytest.mark.parametrize(("seconds", "preparing"), [(10.0, 0.0), (1.0, 14.0), (7.3, 21.0)])
+def test_a_find_that_cannot_be_confirmed_in_time_says_which_budget_does(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, preparing: float
+) -> None:
+    short = preparing + 2.5 * seconds
+    end, needed, _ = sampled(monkeypatch, short, seconds, preparing)
+    assert end.unconfirmed
+    assert needed is not None
+    end, again, spent = sampled(monkeypatch, needed, seconds, preparing)
+    assert (end.outcome, end.stage, again) == ("accept", "confirm", None)
+    assert spent <= needed
+
+
+def test_the_budget_that_is_needed_is_part_of_the_verdict(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = advance(simulated(3, 0.5), Samples(), GATE.rule, ended=("search", "confirm"))
+    assert isinstance(end, Conclusion)
+    found = (simulated(3, 0.5), Samples(), end, 150.0)
+    monkeypatch.setattr(Gate, "_sample", lambda *_: found)
+    verdict = GATE.compare(two(), two(), two_call(2), launcher=launcher)
+    assert verdict.seconds_needed == 150.0
+    assert verdict.reason.endswith("x, but not confirmed: that needs a budget of about 150 s.")
+    judge = Judge(GATE, two_call(2), None, launcher, lambda _: None)
+    judged = judge.judge(two(), two(), ("eager", "eager"), lossy=False)
+    assert (judged.accepted, judged.code) == (False, "gate-unconfirmed")
+    assert judged.figures["seconds_needed"] == 150.0
 
 
 def test_inputs_that_do_not_fit_the_model_are_told(launcher: Launcher) -> None:

@@ -21,6 +21,7 @@ from esper.gate.inputs import normalise
 from esper.gate.launcher import Launcher
 from esper.gate.prepared import Workshop
 from esper.gate.sampling import Effort, weighted_log_seconds
+from esper.gate.worker import Spec, choose_rounds
 from tests.gate.broken import Act
 from tests.gate.support import QUICK, Two, two_call
 
@@ -73,11 +74,47 @@ def test_samples_have_one_column_per_contender_and_the_same_rounds_in_every_proc
     assert np.isfinite(one).all()
 
 
+def test_processes_that_would_end_too_late_measure_fewer_rounds(launcher: Launcher) -> None:
+    with workshop(launcher, replace(QUICK, min_rounds=5, least_rounds=3)) as shop:
+        side = shop.prepare(Act("nothing").eval(), "eager")
+        late, early = (shop.sampler([side, side], seed=0) for _ in range(2))
+        assert late.draw(deadline=time.monotonic()).shape[0] == 3
+        assert late.draw().shape[0] == 3  # all weigh alike
+        assert early.draw(deadline=time.monotonic() + 600).shape[0] in (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("left", "rounds"),
+    [(None, 24), (1000.0, 24), (24.0 + 1, 24), (12.0 + 1, 12), (9.9 + 1, 9), (2.0, 6), (-5.0, 6)],
+)
+def test_rounds_fit_the_deadline_down_to_the_least(left: float | None, rounds: int) -> None:
+    """Steps of 0.5, 0.3 and 0.2 s: a round takes 1 s, and so does verifying."""
+    spec = Spec(
+        contenders=(),
+        inputs="",
+        objective="inference",
+        device="cpu",
+        threads=1,
+        seed=0,
+        seconds=2.0,
+        visit_seconds=0.001,
+        warmup_seconds=0.15,
+        min_rounds=24,
+        max_rounds=120,
+        least_rounds=6,
+        settle=False,
+        deadline=None if left is None else 50.0 + left,
+    )
+    assert choose_rounds([[0.5, 0.3, 0.2]], (1,), spec, now=50.0) == rounds
+    # Settling doubles the steps of a round, not those that verify.
+    assert choose_rounds([[0.25, 0.15, 0.1]], (1,), replace(spec, settle=True), 50.5) == rounds
+
+
 def test_each_process_is_new(launcher: Launcher) -> None:
     with workshop(launcher) as shop:
         side = shop.prepare(Act("nothing").eval(), "eager")
         sampler = shop.sampler([side, side], seed=0)
-        pids = {int(launcher.run(sampler._spec(), 60.0)["process"]) for _ in range(3)}
+        pids = {int(launcher.run(sampler._spec(None), 60.0)["process"]) for _ in range(3)}
     assert len(pids) == 3
     assert os.getpid() not in pids
 
