@@ -4,7 +4,9 @@
 
 Per process every contender gets its own lasting offset (placement of its memory); per round the
 three share a drift, and each has its own AR(1) noise with heavy right tails. A trial follows the
-same sequence of looks as the product. `accepted` is the rate of acceptance of a true speed-up.
+same sequence of looks as the product. `rate_accepted` is the share of trials that were accepted.
+Rounds per process are those of `Effort`: `min_rounds`, and `least_rounds`, to which long steps may
+bring them down.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from esper.gate.sampling import Effort
 from esper.gate.sequential import Draw, advance
 from esper.gate.statistics import Rule, Samples
 
@@ -102,10 +105,11 @@ def cell(job: tuple[Noise, float, int, Rule, int]) -> dict[str, object]:
     bias = float(np.mean([np.log(r[2]) for r in accepted]) - np.log1p(effect)) if accepted else None
     return {
         "noise": noise.name,
+        "rounds": rounds,
         "true_speedup": 1 + effect,
         "trials": trials,
-        "accepted": len(accepted) / trials,
-        "ambiguous": sum(r[0] == "ambiguous" for r in runs) / trials,
+        "rate_accepted": len(accepted) / trials,
+        "rate_ambiguous": sum(r[0] == "ambiguous" for r in runs) / trials,
         "processes_mean": float(np.mean([r[1] for r in runs])),
         "processes_p95": float(np.quantile([r[1] for r in runs], 0.95)),
         "log_bias_of_accepted": bias,
@@ -115,7 +119,12 @@ def cell(job: tuple[Noise, float, int, Rule, int]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--trials", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=30, help="rounds per process")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        action="append",
+        help=f"per process (repeatable; default: {Effort.least_rounds}, {Effort.min_rounds})",
+    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--noise", action="append", help="only this noise model (repeatable)")
     parser.add_argument("--resamples", type=int, default=Rule.resamples)
@@ -125,33 +134,35 @@ def main() -> None:
     looks = tuple(int(n) for n in options.looks.split(","))
     rule = Rule(looks=looks, resamples=options.resamples)
     jobs = [
-        (noise, effect, options.rounds, rule, options.trials)
+        (noise, effect, rounds, rule, options.trials)
+        for rounds in options.rounds or (Effort.least_rounds, Effort.min_rounds)
         for noise in MODELS
         if not options.noise or noise.name in options.noise
         for effect in (0.0, 0.01, 0.03, 0.05)
     ]
     result: dict[str, Any] = {
-        "benchmark": "gate_simulation",
+        "title": "What the rule accepts under simulated noise",
+        "command": "python -m benchmarks gate_simulation",
         "rule": asdict(rule) | {"looks": list(looks)},
-        "rounds_per_process": options.rounds,
         "trials_per_cell": options.trials,
         "noise_models": [asdict(m) for m in MODELS],
-        "numpy": np.__version__,
+        "versions": {"numpy": np.__version__},
         "rows": [],
     }
     if options.output and options.output.exists():
         before = json.loads(options.output.read_text())
         if all(before[key] == result[key] for key in result if key != "rows"):
             result["rows"] = before["rows"]  # goes on where it was stopped
-    done = {(row["noise"], row["true_speedup"]) for row in result["rows"]}
-    jobs = [job for job in jobs if (job[0].name, 1 + job[1]) not in done]
+    done = {(row["noise"], row["rounds"], row["true_speedup"]) for row in result["rows"]}
+    jobs = [job for job in jobs if (job[0].name, job[2], 1 + job[1]) not in done]
     with ProcessPoolExecutor(options.workers) as pool:
         for row in pool.map(cell, jobs):
             result["rows"].append(row)
             bias = row["log_bias_of_accepted"]
             print(
-                f"{row['noise']:14s} {row['true_speedup']:.2f}x accepted {row['accepted']:6.1%} "
-                f"ambiguous {row['ambiguous']:6.1%} processes {row['processes_mean']:5.1f} "
+                f"{row['noise']:14s} {row['rounds']:2d} rounds {row['true_speedup']:.2f}x "
+                f"accepted {row['rate_accepted']:6.1%} "
+                f"ambiguous {row['rate_ambiguous']:6.1%} processes {row['processes_mean']:5.1f} "
                 f"(p95 {row['processes_p95']:.0f}) bias "
                 + ("-" if bias is None else f"{bias:+.4f}"),
                 flush=True,
