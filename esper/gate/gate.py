@@ -61,6 +61,10 @@ class Gate:
         effort: how much each process measures.
         looks: cumulative numbers of processes at which a stage may stop, see `Rule`.
         modules: imported in each measured process (custom ops).
+
+    Raises:
+        GateError: a value is out of range, or the device is not there.
+        BackendError: the backend is unknown, not installed, or of no use for objective or device.
     """
 
     objective: Objective = "inference"
@@ -90,6 +94,8 @@ class Gate:
             raise GateError("device cuda was asked for but torch finds no CUDA device here.")
         if self.device not in ("cpu", "cuda"):
             raise GateError(f"device must be cpu or cuda, got {self.device!r}.")
+        if self.backend != "auto" and (reason := usable(self.backend, self.context)) is not None:
+            raise BackendError(reason)
         _ = self.rule
 
     @property

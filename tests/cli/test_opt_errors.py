@@ -205,6 +205,11 @@ def test_options_that_exclude_or_need_one_another(model: str, capsys: Capture) -
     assert main([model, "-O0", "-q", "--json"]) == 2
 
 
+def test_a_backend_that_cannot_time_the_step_is_told_at_once(model: str, capsys: Capture) -> None:
+    argv = [model, "-O0", "--backend", "openvino", "--objective", "training"]
+    assert "openvino cannot run a training step" in fails(capsys, 5, *argv)
+
+
 def test_errors_are_json_when_that_was_asked_for(tmp_path: Path, capsys: Capture) -> None:
     assert main([str(tmp_path / "absent.pt2"), "--json"]) == 3
     out, err = capsys.readouterr()

@@ -222,10 +222,17 @@ def test_bad_options_are_refused(options: dict[str, object], message: str) -> No
         Gate(**options)  # type: ignore[arg-type]
 
 
-def test_a_backend_that_cannot_serve_the_objective_is_an_error(launcher: Launcher) -> None:
-    gate = Gate(objective="training", backend="openvino", threads=1)
-    with pytest.raises(BackendError, match="cannot run a training step"):
-        gate.compare(two(), two(), two_call(2), launcher=launcher)
+def test_a_backend_that_cannot_serve_the_objective_is_an_error(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BackendError, match="openvino cannot run a training step"):
+        Gate(objective="training", backend="openvino")
+    gate = Gate(objective="training", backend="eager", threads=1)
+    with pytest.raises(BackendError, match="openvino cannot run a training step"):
+        gate.compare(two(), two(), two_call(2), backends=("eager", "openvino"), launcher=launcher)
+    monkeypatch.setattr(OnnxRuntime, "available", lambda self: "onnxruntime is away")
+    with pytest.raises(BackendError, match="onnxruntime is away"):
+        Gate(backend="onnxruntime")
 
 
 def test_every_backend_is_listed() -> None:
