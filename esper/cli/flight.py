@@ -35,7 +35,7 @@ def log_command(done: Callable[[int], None]) -> Callable[..., None]:
                 "-o",
                 "--output",
                 metavar="FILE",
-                help="Where to export to (a directory for tensorboard).",
+                help="Where to export to (a directory for tensorboard and mlflow).",
             ),
         ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -51,7 +51,7 @@ def log_command(done: Callable[[int], None]) -> Callable[..., None]:
         elif sql is not None:
             done(_sql(path, sql, as_json))
         elif export is not None:
-            done(_export(path, export, output))
+            done(_export(path, export, output, as_json))
         else:
             done(_summary(path, as_json))
 
@@ -147,7 +147,7 @@ def _sql(path: Path, query: str, as_json: bool) -> int:
     return 0
 
 
-def _export(path: Path, kind: str, output: Path | None) -> int:
+def _export(path: Path, kind: str, output: Path | None, as_json: bool) -> int:
     from esper.recorder.log import Log
     from esper.recorder.mlflow import export_mlflow
     from esper.recorder.perfetto import export_perfetto
@@ -160,6 +160,7 @@ def _export(path: Path, kind: str, output: Path | None) -> int:
         raise UsageError("--export needs -o FILE (a directory for tensorboard and mlflow)")
     exports = (export_parquet, export_perfetto, export_tensorboard, export_mlflow)
     dict(zip(_FORMATS, exports, strict=True))[kind](Log(path), output)
+    _print({"wrote": str(output)} if as_json else f"wrote {output}")
     return 0
 
 

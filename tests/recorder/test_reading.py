@@ -122,15 +122,19 @@ def test_sql(log: tuple[Path, dict[str, Event]], capsys: pytest.CaptureFixture[s
     assert "this query cannot be run" in capsys.readouterr().err
 
 
-def test_exports_are_read_back(log: tuple[Path, dict[str, Event]], tmp_path: Path) -> None:
+def test_exports_are_read_back(
+    log: tuple[Path, dict[str, Event]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import duckdb
 
     path, _ = log
     parquet, trace = tmp_path / "out'put.parquet", tmp_path / "trace.json"
     assert main(["log", str(path), "--export", "parquet", "-o", str(parquet)]) == 0
+    assert capsys.readouterr().out == f"wrote {parquet}\n"
     table = duckdb.read_parquet(str(parquet).replace("'", "?")).fetchall()
     assert len(table) == 13
-    assert main(["log", str(path), "--export", "perfetto", "-o", str(trace)]) == 0
+    assert main(["log", str(path), "--export", "perfetto", "-o", str(trace), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"wrote": str(trace)}
     made = json.loads(trace.read_text())["traceEvents"]
     slices = [(e["name"].split()[0], e["ts"], e["dur"]) for e in made if e["ph"] == "X"]
     assert slices == [("incubating", 3000, 6000), ("blending", 9000, 1000)]
