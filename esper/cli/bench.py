@@ -40,7 +40,6 @@ def bench_app(done: Callable[[int], None], *, load: bool) -> typer.Typer:
     app = typer.Typer(
         cls=_Suites,
         name="bench",
-        no_args_is_help=True,
         help="Run a suite: kernels anywhere; gate, e2e, surgery and others in a source checkout.",
     )
 

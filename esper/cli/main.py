@@ -25,6 +25,8 @@ NAME = "esper"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code, as `esper-opt` does."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words in ([], ["bench"]):
+        words.append("--help")
     verbose = any(word in ("-v", "--verbose") for word in words)
 
     def failed(message: str, code: int) -> None:
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = (log_command, why_command, replay_command, demo_command)
         app = make_app(NAME, _inspect(done), *(make(done) for make in commands))
         app.add_typer(bench_app(done, load=words[:1] == ["bench"]))
-        if run_app(app, NAME, words or ["--help"]):
+        if run_app(app, NAME, words):
             return 0
         return codes[0]
 

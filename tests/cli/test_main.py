@@ -191,7 +191,10 @@ def test_packages_bring_suites(monkeypatch: pytest.MonkeyPatch, capsys: Capture)
     assert main(["bench", "speed", "--fast"]) == 7
     assert main(["bench", "speed"]) == 8
     assert main(["bench", "--help"]) == 0
-    assert "Time something." in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Time something." in shown
+    assert main(["bench"]) == 0
+    assert capsys.readouterr().out == shown
     assert main(["bench", "sped"]) == 2
     assert "did you mean 'speed'" in capsys.readouterr().err
 
