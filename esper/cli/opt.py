@@ -64,6 +64,7 @@ def _optimise(options: Options, command: str) -> int:
     session.write_report(result, command)
     session.notes += result.baseline.notes
     session.notes += session.write(result)
+    session.notes += session.about_backend(result)
     written = None if options.output is None else str(options.output)
     _look(session)
     if options.json:

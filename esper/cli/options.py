@@ -238,7 +238,8 @@ class Options:
         _option(
             "--backend",
             panel=_MEASURE,
-            help="Where it is timed; auto (the default) takes each side's fastest.",
+            help="Where it is timed; auto (the default): what select-backend finds fastest, and "
+            "eager where --passes do not have it.",
         ),
     ] = None
     device: Annotated[

@@ -160,6 +160,15 @@ class Session:
         with self.progress.task(f"writing {self.output.path}"):
             return outputs.write_output(result.model, self.output, example)
 
+    def about_backend(self, result: Result) -> list[str]:
+        """A sentence where nobody chose what was timed on: other backends may be faster."""
+        chosen = self.options.backend not in (None, "auto")
+        if chosen or "select-backend" in result.pipeline:
+            return []
+        if not any(judgement.verdict is not None for _, judgement in result.judgements):
+            return []
+        return [f"timed on {result.backend}; --passes=select-backend,... finds the fastest backend"]
+
     def write_records(self, result: Result) -> None:
         """Write `--records`. Raises OutputError."""
         if self.options.records is not None:

@@ -380,6 +380,14 @@ def test_a_measured_run_writes_what_the_gate_decided(
     assert found["committed"] == int(judgement["accepted"])
     width = 4 if judgement["accepted"] else 8
     assert esper.load(output).get_parameter("first.weight").shape == (width, 6)
+    assert not any("timed on" in note for note in found["notes"])
+
+
+def test_a_run_that_chose_no_backend_says_what_it_was_timed_on(model: str, capsys: Capture) -> None:
+    prune = [model, "-p", "prune{ratio=0.5 align=1}"]
+    told = "timed on eager; --passes=select-backend,... finds the fastest backend"
+    assert told in run_json(capsys, *prune, "--budget-seconds", "1")["notes"]
+    assert told not in run_json(capsys, *prune, "--no-gate")["notes"]
 
 
 # -- rewrites that break ---------------------------------------------------------------------------
