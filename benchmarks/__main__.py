@@ -90,6 +90,11 @@ SUITES = {
     "minilm_held_out": Suite(
         "end_to_end/minilm_held_out.py", "what the pruned MiniLM forgot, on unseen texts"
     ),
+    "cpu_end_to_end": Suite(
+        "end_to_end/random_transformers.py",
+        "BERT-base with random weights through esper-opt, backend by backend",
+        ("--device", "cpu"),
+    ),
     "kernels_cpu": Suite(
         "kernels/cpu.py",
         "our kernels beside oneDNN, MKL and int8 on this CPU (an hour)",
