@@ -1,0 +1,1 @@
+"""Whole models through `esper-opt`, on every backend."""
