@@ -12,6 +12,7 @@ from torch import nn
 from esper.gate.backends import backend
 from esper.gate.backends.base import Context
 from esper.gate.verdict import Environment
+from esper.processor import processor
 
 
 def device_name(device: str) -> str:
@@ -25,7 +26,7 @@ def device_name(device: str) -> str:
     import os
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()} ({_instructions()}), {cores} {'core' if cores == 1 else 'cores'}"
+    return f"{processor()} ({_instructions()}), {cores} {'core' if cores == 1 else 'cores'}"
 
 
 def _instructions() -> str:
@@ -36,15 +37,6 @@ def _instructions() -> str:
     }
     found = [name for name, check in checks.items() if check is not None and check()]
     return " ".join([torch.backends.cpu.get_cpu_capability(), *found])
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def last_level_cache(cpu: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from esper.processor import processor
 from esper.recorder.happenings import RunStarted
 from esper.recorder.payload import Plain
 
@@ -34,7 +34,7 @@ def fingerprint(device: str = "cpu") -> dict[str, Any]:
         "system": platform.system(),
         "machine": platform.machine(),
         "device": device,
-        "device_name": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "device_name": torch.cuda.get_device_name(device) if cuda else processor(),
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,  # type: ignore[no-untyped-call]
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -66,12 +66,3 @@ def run_started(
 def differences(recorded: Plain, here: Plain) -> list[str]:
     """Names of what differs between two fingerprints, sorted; empty if bits may be compared."""
     return sorted(k for k in {*recorded, *here} if recorded.get(k) != here.get(k))
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -1,0 +1,28 @@
+"""The processor's name, where Linux gives one and where it does not."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from esper.processor import processor
+
+
+def test_linux_names_the_model(tmp_path: Path) -> None:
+    listed = tmp_path / "cpuinfo"
+    listed.write_bytes(b"processor\t: 0\nmodel name\t: Some \xff CPU: 3\nmodel name\t: Other\n")
+    assert processor(listed) == "Some � CPU: 3"
+
+
+@pytest.mark.parametrize("content", [None, "processor\t: 0\n"])
+def test_elsewhere_python_knows(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = tmp_path / "cpuinfo"
+    if content is not None:
+        listed.write_text(content)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "some64")
+    assert processor(listed) == "some64"
