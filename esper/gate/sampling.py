@@ -26,8 +26,9 @@ class Effort:
     `seconds` of timing per process, in `min_rounds` to `max_rounds` rounds; a timed stretch lasts
     at least about `visit_seconds` by repeating short steps, so that the clock and the call cost
     nothing in comparison. Where the steps are so long that `min_rounds` would not end by the
-    deadline of the first process, there are fewer, but not less than `least_rounds`: a process is
-    one sample of where memory was placed, so more processes of fewer rounds tell more.
+    deadline of the first process, there are fewer, but not less than `least_rounds`, nor than what
+    takes as long as getting ready: a process is one sample of where memory was placed, so more
+    processes of fewer rounds tell more.
     `settle` runs one untimed step before each stretch: the other contenders
     have just emptied the caches, which in use they would not; None: where it matters, see
     `settles`. `timeout` is per process.

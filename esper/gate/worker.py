@@ -107,7 +107,11 @@ def measure(spec: Spec) -> None:
     repeats = spec.repeats or tuple(
         max(1, round(spec.visit_seconds / max(estimates[s]))) for s in shapes
     )
-    rounds = spec.rounds or choose_rounds(estimates, repeats, spec, time.monotonic())
+    left = None
+    if spec.deadline is not None:
+        # Rounds that take no longer than what came before them are not worth saving.
+        left = max(spec.deadline - time.monotonic(), time.perf_counter() - started)
+    rounds = spec.rounds or choose_rounds(estimates, repeats, spec, left)
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -145,18 +149,17 @@ def warm_up(run: list[Step], shapes: int, seconds: float) -> list[list[float]]:
 
 
 def choose_rounds(
-    estimates: list[list[float]], repeats: tuple[int, ...], spec: Spec, now: float
+    estimates: list[list[float]], repeats: tuple[int, ...], spec: Spec, left: float | None
 ) -> int:
-    """As many rounds as fit into `spec.seconds`, within limits and, if it can be, the deadline."""
+    """As many rounds as fit into `spec.seconds`, within limits, and into the seconds `left`."""
     extra = 1 if spec.settle else 0
     one = sum(sum(row) * (repeats[s] + extra) for s, row in enumerate(estimates))
     rounds = max(spec.min_rounds, min(spec.max_rounds, int(spec.seconds / one)))
-    if spec.deadline is None:
+    if left is None:
         return rounds
     # One more step of each follows the last round, to verify what was computed.
     verifying = sum(map(sum, estimates))
-    by_deadline = int((spec.deadline - now - verifying) / one)
-    return min(rounds, max(spec.least_rounds, by_deadline))
+    return min(rounds, max(spec.least_rounds, int((left - verifying) / one)))
 
 
 def run_spec(path: Path) -> int:

@@ -75,12 +75,19 @@ def test_samples_have_one_column_per_contender_and_the_same_rounds_in_every_proc
 
 
 def test_processes_that_would_end_too_late_measure_fewer_rounds(launcher: Launcher) -> None:
-    with workshop(launcher, replace(QUICK, min_rounds=5, least_rounds=3)) as shop:
-        side = shop.prepare(Act("nothing").eval(), "eager")
-        late, early = (shop.sampler([side, side], seed=0) for _ in range(2))
-        assert late.draw(deadline=time.monotonic()).shape[0] == 3
-        assert late.draw().shape[0] == 3  # all weigh alike
-        assert early.draw(deadline=time.monotonic() + 600).shape[0] in (5, 6)
+    effort = replace(QUICK, min_rounds=8, max_rounds=8, least_rounds=3)
+    with workshop(launcher, effort) as shop:
+        slow = shop.prepare(Act("pause").eval(), "eager")
+        late, early = (shop.sampler([slow, slow], seed=0) for _ in range(2))
+        assert late.draw(deadline=time.monotonic()).shape[0] < 8
+        assert early.draw(deadline=time.monotonic() + 600).shape[0] == 8
+
+
+def test_rounds_that_cost_less_than_getting_ready_are_not_saved(launcher: Launcher) -> None:
+    with workshop(launcher, replace(QUICK, min_rounds=4, max_rounds=4, least_rounds=2)) as shop:
+        quick = shop.prepare(Act("nothing").eval(), "eager")
+        sampler = shop.sampler([quick, quick], seed=0)
+        assert sampler.draw(deadline=time.monotonic()).shape[0] == 4
 
 
 @pytest.mark.parametrize(
@@ -103,11 +110,11 @@ def test_rounds_fit_the_deadline_down_to_the_least(left: float | None, rounds: i
         max_rounds=120,
         least_rounds=6,
         settle=False,
-        deadline=None if left is None else 50.0 + left,
     )
-    assert choose_rounds([[0.5, 0.3, 0.2]], (1,), spec, now=50.0) == rounds
+    assert choose_rounds([[0.5, 0.3, 0.2]], (1,), spec, left) == rounds
+    half = None if left is None else left - 0.5
     # Settling doubles the steps of a round, not those that verify.
-    assert choose_rounds([[0.25, 0.15, 0.1]], (1,), replace(spec, settle=True), 50.5) == rounds
+    assert choose_rounds([[0.25, 0.15, 0.1]], (1,), replace(spec, settle=True), half) == rounds
 
 
 def test_each_process_is_new(launcher: Launcher) -> None:
