@@ -28,10 +28,9 @@ class Effort:
     nothing in comparison. Where the steps are so long that `min_rounds` would not end by the
     deadline of the first process, there are fewer, but not less than `least_rounds`, nor than what
     takes as long as getting ready: a process is one sample of where memory was placed, so more
-    processes of fewer rounds tell more.
-    `settle` runs one untimed step before each stretch: the other contenders
-    have just emptied the caches, which in use they would not; None: where it matters, see
-    `settles`. `timeout` is per process.
+    processes of fewer rounds tell more. `settle` runs one untimed step before each stretch: the
+    other contenders have just emptied the caches, which in use they would not; None: where it
+    matters, see `settles`. `timeout` is per process.
     """
 
     seconds: float = 2.0
