@@ -86,6 +86,13 @@ class Engine:
             try:
                 records = self._items(unit.items, committed)
                 passed = [r for r in records if r.kind == "passed"]
+                if idle := self._idle(unit, passed):
+                    transaction.roll_back()
+                    self._settle(r for r in records if r.kind != "passed")
+                    self._settle(_idle(record) for record in idle)
+                    gone = set(map(id, idle))
+                    records = self._again(unit, [r for r in passed if id(r) not in gone])
+                    passed = [r for r in records if r.kind == "passed"]
                 if not passed:
                     self._settle(records)
                     return
@@ -123,14 +130,7 @@ class Engine:
             base = copy.deepcopy(self.model) if self.judge.gate is not None else committed
             with self.manager.transaction() as transaction:
                 try:
-                    records = [self.manager.apply(r.proposal) for r in half if r.proposal]
-                    records = [
-                        r.model_copy(update={"pass_name": h.pass_name})
-                        for r, h in zip(records, half, strict=True)
-                    ]
-                    for step in unit.steps():
-                        if step.aim == "repair":
-                            records += self._pass(step)
+                    records = self._again(unit, half)
                     passed = [r for r in records if r.kind == "passed"]
                     judgement = self._judge(base, passed, f"{len(half)} proposals of {unit.text()}")
                 except BaseException:
@@ -141,6 +141,35 @@ class Engine:
                     continue
                 transaction.roll_back()
             self._bisect(unit, committed, half, judgement)
+
+    def _again(self, unit: Unit, wanted: Sequence[Record]) -> list[Record]:
+        """Some proposals of a unit, applied once more, and its repair passes behind them."""
+        records: list[Record] = []
+        for before in wanted:
+            assert before.proposal is not None
+            record = self.manager.apply(before.proposal)
+            if record.kind == "passed":
+                self._touched[id(record.proposal)] = self.manager.touched
+            records.append(record.model_copy(update={"pass_name": before.pass_name}))
+        for step in unit.steps():
+            if records and step.aim == "repair":
+                records += self._pass(step)
+        return records
+
+    def _idle(self, unit: Unit, passed: Sequence[Record]) -> list[Record]:
+        """What was prepared for kernels in vain: no kernel reads it, so that it gains nothing."""
+        steps = list(unit.steps())
+        if self.judge.gate is None or not any(step.lowers for step in steps):
+            return []
+        prepared = {step.name for step in steps if step.for_kernels}
+        lowering = {step.name for step in steps if step.lowers}
+        return [
+            record
+            for bundle in self._bundles(unit, passed)
+            if not any(record.pass_name in lowering for record in bundle)
+            for record in bundle
+            if record.pass_name in prepared
+        ]
 
     def _bundles(self, unit: Unit, group: Sequence[Record]) -> list[list[Record]]:
         """What stands or falls together: a weight that was prepared, and what made use of that.
@@ -329,6 +358,17 @@ def _judged(record: Record, judgement: Judgement) -> Record:
             "code": judgement.code,
             "reason": f"{record.reason}; {judgement.reason}",
             "figures": {**record.figures, **judgement.figures},
+        }
+    )
+
+
+def _idle(record: Record) -> Record:
+    return record.model_copy(
+        update={
+            "kind": "missed",
+            "code": "no-kernel-for-it",
+            "reason": f"{record.reason}; but no kernel makes use of it",
+            "remedy": "see what lower-kernels says of the layer; another pattern may win",
         }
     )
 

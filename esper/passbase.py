@@ -86,6 +86,8 @@ class Pass:
         nests: the pass is a combinator: it takes inner passes, `name{...}(inner, ...)`, runs them
             `rounds()` times and proposes nothing itself. Its aim is that of its inner passes.
         lowers: it may put custom kernels in, which not every format and backend can hold.
+        for_kernels: what it prepares waits for a pass that lowers, if one follows, and is kept only
+            where a kernel makes use of it.
         searches: a combinator that bisects the `ratio` of its inner passes (`steps`, `low`,
             `high`) instead of running rounds.
     """
@@ -94,6 +96,7 @@ class Pass:
     aim: ClassVar[Aim] = "speed"
     nests: ClassVar[bool] = False
     lowers: ClassVar[bool] = False
+    for_kernels: ClassVar[bool] = False
     searches: ClassVar[bool] = False
 
     def judged_as(self) -> Aim:

@@ -41,6 +41,11 @@ class Item:
             raise UsageError(f"{self.instance.name} {need}")
 
     @property
+    def lowers(self) -> bool:
+        """Whether the pass, or one inside it, may put custom kernels in."""
+        return any(step.lowers for step in steps([self]))
+
+    @property
     def aim(self) -> Aim:
         """The pass's aim; a combinator has the strongest aim inside it."""
         if self.inner is None:
@@ -116,17 +121,21 @@ def steps(items: Iterable[Item]) -> Iterator[Pass]:
 def units(pipeline: Pipeline) -> list[Unit]:
     """Group top-level items into what the gate judges at once.
 
-    A `speed` item closes a unit. `prepare` and `cleanup` items join the speed item that follows
+    A `speed` item closes a unit, except that what is prepared for kernels waits for the item that
+    lowers, if one follows. `prepare` and `cleanup` items join the speed item that follows
     them; where none follows, `cleanup` items join the last unit. `repair` items join the unit
     before them, with any cleanup between, since order is kept, or wait with the `prepare` items
     that they follow. Items that find no unit to join make one of their own.
     """
     groups: list[list[Item]] = []
     waiting: list[Item] = []
-    for item in pipeline.items:
+    for number, item in enumerate(pipeline.items, 1):
         prepared = any(before.aim == "prepare" for before in waiting)
+        waits = any(step.for_kernels for step in steps(waiting)) and not item.lowers
+        waits = waits and any(later.lowers for later in pipeline.items[number:])
         waiting.append(item)
-        if item.aim == "speed" or (item.aim == "repair" and not groups and not prepared):
+        closes = item.aim == "speed" and not waits
+        if closes or (item.aim == "repair" and not groups and not prepared):
             groups.append(waiting)
             waiting = []
         elif item.aim == "repair" and not prepared:

@@ -54,7 +54,8 @@ def chain() -> Model:
 
 def cut_axes(model: Model) -> set[int]:
     """Numbers of the layers that lost units."""
-    return {i for i, name in enumerate(AXES) if model.anatomy.axes[name].size < WIDTH}
+    axes = model.anatomy.axes
+    return {i for i, name in enumerate(AXES) if name in axes and axes[name].size < WIDTH}
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,8 @@ def engine(judge: FakeJudge, model: Model | None = None, **options: Any) -> Engi
     return Engine(manager, Context(), cast(Judge, judge), **options)
 
 
-def run(made: Engine, text: str) -> list[Record]:
-    for unit in units(parse(text, TABLE)):
+def run(made: Engine, text: str, table: dict[str, type[Pass]] | None = TABLE) -> list[Record]:
+    for unit in units(parse(text, table)):
         made.run_unit(unit)
     (settled,) = made.stack.instruments
     assert isinstance(settled, Settled)
@@ -362,14 +363,44 @@ def test_a_weight_is_kept_sparse_only_where_a_kernel_pays() -> None:
     assert kept == ["set-mask", "fold-mask", "lower-linear"] * 2
 
 
-def test_what_nothing_made_use_of_is_refused_at_once() -> None:
-    judge = FakeJudge(pays(set()))
-    made = engine(judge, max_trials=100)
-    for unit in units(parse("sparsify{pattern=8:1:2},lower-kernels{only=nothing}")):
-        made.run_unit(unit)
-    assert len(judge.asked) == 1
+def test_what_no_kernel_makes_use_of_is_refused_unjudged() -> None:
+    judge = FakeJudge(lambda *_: YES)
+    made = engine(judge)
+    run(made, "sparsify{pattern=8:1:2},lower-kernels{only=nothing}", None)
+    assert not judge.asked
     assert zeros(made.model) == set()
-    assert {r.code for r in made.records if r.proposal} == {"gate-reject"}
+    refused = [r for r in made.records if r.proposal]
+    assert {(r.kind, r.code) for r in refused} == {("missed", "no-kernel-for-it")}
+    assert all(r.reason.endswith("no kernel makes use of it") and r.remedy for r in refused)
+
+
+def test_zeros_stay_only_where_a_kernel_reads_them() -> None:
+    judge = FakeJudge(lambda *_: YES)
+    made = engine(judge)
+    run(made, "sparsify{pattern=8:1:2},lower-kernels{choose=all only=hidden.1.*}", None)
+    assert len(judge.asked) == 1
+    assert lowered(made.model) == {"linear_2"}
+    assert zeros(made.model) == set()  # what is packed holds none
+    kept = [r.proposal.type for r in made.records if r.kind == "passed" and r.proposal]
+    assert kept == ["set-mask", "fold-mask", "lower-linear"]
+
+
+def test_zeros_wait_for_kernels_and_integers_do_not() -> None:
+    judge = FakeJudge(lambda *_: YES)
+    made = engine(judge)
+    run(made, "sparsify{pattern=8:1:2},quantize{least=1},lower-kernels{only=nothing}", None)
+    kept = [r.proposal.type for r in made.records if r.kind == "passed" and r.proposal]
+    assert set(kept) == {"quantize-layers"}
+    integers = [t for name, t in made.model.all_tensors() if name.endswith("_int8")]
+    assert len(integers) == len(kept)
+    assert all((t == 0).float().mean() < 0.2 for t in integers)
+
+
+def test_without_a_gate_zeros_stay() -> None:
+    judge = FakeJudge(lambda *_: Judgement(True, "not-measured", "no gate"), gate=None)
+    made = engine(judge)
+    run(made, "sparsify{pattern=8:1:2},lower-kernels{only=nothing}", None)
+    assert len(zeros(made.model)) == LAYERS - 1  # the pattern does not divide the first
 
 
 # -- quality and finetuning ----------------------------------------------------------------------

@@ -75,7 +75,24 @@ class Ready(Pass):
         return "speed" if self.fast else self.aim
 
 
-TABLE: Mapping[str, type[Pass]] = {p.name: p for p in (Cut, Need, Tidy, Ready, Repeat)}
+@dataclass(frozen=True)
+class Void(Pass):
+    """Makes zeros."""
+
+    name: ClassVar[str] = "void"
+    aim = "prepare"
+    for_kernels = True
+
+
+@dataclass(frozen=True)
+class Lower(Pass):
+    """Puts kernels in."""
+
+    name: ClassVar[str] = "lower"
+    lowers = True
+
+
+TABLE: Mapping[str, type[Pass]] = {p.name: p for p in (Cut, Need, Tidy, Ready, Void, Lower, Repeat)}
 
 
 def read(text: str) -> Pipeline:
@@ -184,7 +201,11 @@ def test_any_text_parses_or_complains(text: str) -> None:
     ("text", "message", "under"),
     [
         ("cutt", "unknown pass 'cutt'; did you mean 'cut'?", "cutt"),
-        ("tidy,zzzzz", "unknown pass 'zzzzz'; known are cut, need, tidy, ready, repeat", "zzzzz"),
+        (
+            "tidy,zzzzz",
+            "unknown pass 'zzzzz'; known are cut, need, tidy, ready, void, lower, repeat",
+            "zzzzz",
+        ),
         ("repeat(tyd)", "unknown pass 'tyd'; did you mean 'tidy'?", "tyd"),
         ("cut{ration=1}", "unknown option 'ration' of cut; did you mean 'ratio'?", "ration"),
         ("cut{per_layer=true}", "of cut; did you mean 'per-layer'?", "per_layer"),
@@ -317,6 +338,13 @@ def test_items_are_checked_in_python_too() -> None:
         ("cut,ready,need{what=1},need{what=2}", ["cut", "ready,need{what=1},need{what=2}"]),
         ("repeat(ready),cut", ["repeat(ready),cut"]),
         ("ready{fast=true},cut", ["ready{fast=true}", "cut"]),
+        ("void,cut", ["void,cut"]),
+        ("void,lower,cut", ["void,lower", "cut"]),
+        ("void,cut,lower,cut", ["void,cut,lower", "cut"]),
+        ("repeat(void),cut,tidy,repeat(lower)", ["repeat(void),cut,tidy,repeat(lower)"]),
+        ("void,need{what=1},cut,lower", ["void,need{what=1},cut,lower"]),
+        ("void,lower,cut,lower", ["void,lower", "cut", "lower"]),
+        ("ready,cut,lower", ["ready,cut", "lower"]),
     ],
 )
 def test_units(text: str, expected: list[str]) -> None:

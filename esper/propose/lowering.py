@@ -8,9 +8,11 @@ from pydantic import Field, model_validator
 
 from esper.propose.base import ProposalBase, Tolerance
 
-LinearKernel = Literal["vnm_linear", "int8_linear", "vnm_int8_linear", "sparse24_linear"]
+LinearKernel = Literal[
+    "vnm_linear", "int8_linear", "vnm_int8_linear", "vnm_dynamic_linear", "sparse24_linear"
+]
 #: Kernels that skip what is zero in whole runs.
-OF_RUNS: tuple[LinearKernel, ...] = ("vnm_linear", "vnm_int8_linear")
+OF_RUNS: tuple[LinearKernel, ...] = ("vnm_linear", "vnm_int8_linear", "vnm_dynamic_linear")
 
 
 class _Lowering(ProposalBase):

@@ -18,7 +18,7 @@ from esper_passes.contest_parts import facts, input_of, runs_of
 from esper_passes.kept import Kept, TwoOfFour, filled, kept_two_of_four
 from esper_passes.kernel_ops import ops as kernels
 from esper_passes.lower_low_rank import low_rank_pair
-from esper_passes.lowerable import Lowerable, lowerable
+from esper_passes.lowerable import Lowerable, lowerable, rounded
 from esper_passes.random_weight import RandomWeight
 from esper_passes.run_structure import find_runs, is_two_of_four
 
@@ -36,13 +36,16 @@ _KERNELS: dict[tuple[bool, bool], LinearKernel] = {
 
 def linear_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contest | Refusal | None:
     """A layer with runs to skip, 2:4 on a GPU, or int8; None where a kernel has nothing to gain."""
-    layer = lowerable(model, node)
+    layer = lowerable(model, node) or rounded(model, node)
     if not isinstance(layer, Lowerable):
         return layer
     counts = filled(model, layer)
     structure = find_runs(counts)
     kept: Kept | None = runs_of(model, layer, structure)
     kernel = _KERNELS.get((kept is not None, layer.scale is not None))
+    if layer.rounding:  # its kernel is one of CPUs
+        on_cpu = layer.read.meta["val"].device.type == "cpu"
+        kernel = "vnm_dynamic_linear" if kept is not None and on_cpu else None
     rows, run = (0, 0) if structure is None else (structure.rows, structure.run)
     if kernel is None and counts.is_cuda and is_two_of_four(counts):
         found = kept_two_of_four(model, layer)

@@ -81,7 +81,7 @@ class LowerKernels(Pass):
                 "analysis",
                 "nothing-to-lower",
                 "no layer has a weight that a kernel could use",
-                remedy="sparsify or quantise first: sparsify{pattern=128:1:4x16}",
+                remedy="first sparsify{pattern=128:1:4x16}, or quantize{mode=weight-int8}",
             )
 
     def _means(self, contest: Contest) -> bool:

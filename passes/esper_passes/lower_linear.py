@@ -11,15 +11,26 @@ from typing import TYPE_CHECKING
 from esper.passbase import Rewrite
 from esper.plan import Plan, Ref, Refusal, Retarget
 from esper.propose import LowerLinear
-from esper.propose.lowering import OF_RUNS
+from esper.propose.lowering import OF_RUNS, LinearKernel
 from esper.state import StateTransform
 from esper_passes.kept import Kept, Runs, TwoOfFour, kept_runs, kept_two_of_four
 from esper_passes.kernel_ops import ops as kernels
-from esper_passes.lowerable import Lowerable, lowerable
+from esper_passes.lowerable import Lowerable, lowerable, rounded
 from esper_passes.packed_weight import Packer
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
+
+
+_FLOATING, _INT8 = "floating", "int8 by quantize{mode=weight-int8}"
+_ROUNDED = "int8 by quantize{mode=dynamic-int8}"
+_READS: dict[LinearKernel, str] = {
+    "vnm_linear": _FLOATING,
+    "sparse24_linear": _FLOATING,
+    "int8_linear": _INT8,
+    "vnm_int8_linear": _INT8,
+    "vnm_dynamic_linear": _ROUNDED,
+}
 
 
 class LowerLinearRewrite(Rewrite):
@@ -51,7 +62,7 @@ def _planned(model: Model, proposal: LowerLinear, live: Plan | None) -> Plan | R
 
 def _layer(model: Model, proposal: LowerLinear) -> Lowerable | Refusal:
     name = proposal.node
-    layer = lowerable(model, model.nodes[name])
+    layer = lowerable(model, model.nodes[name]) or rounded(model, model.nodes[name])
     if layer is None:
         return Refusal(
             "no-weight",
@@ -61,15 +72,20 @@ def _layer(model: Model, proposal: LowerLinear) -> Lowerable | Refusal:
         )
     if isinstance(layer, Refusal):
         return layer
-    if (layer.scale is not None) != ("int8" in proposal.kernel):
-        kind = "floating" if layer.scale is None else "int8"
+    if _stored(layer) != _READS[proposal.kernel]:
         return Refusal(
             "other-weight",
-            f"{layer.weight} is {kind}, which {proposal.kernel} does not read",
+            f"{layer.weight} is {_stored(layer)}, which {proposal.kernel} does not read",
             name,
-            "quantise it first" if layer.scale is None else "name a kernel of int8 weights",
+            f"it reads what is {_READS[proposal.kernel]}",
         )
     return layer
+
+
+def _stored(layer: Lowerable) -> str:
+    if layer.scale is None:
+        return _FLOATING
+    return _ROUNDED if layer.rounding else _INT8
 
 
 def _plan(model: Model, proposal: LowerLinear, layer: Lowerable, kept: Kept | None) -> Plan:

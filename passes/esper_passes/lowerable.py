@@ -2,7 +2,7 @@
 
 `linear`, `addmm`, `mm` and `matmul` with a weight that serves nothing else: a stored one, one
 behind a mask (`esper.ir.sparsity`), or int8 with a scale for each output
-(`quantize{mode=weight-int8}`).
+(`quantize{mode=weight-int8}`); and layers that multiply integers (`quantize`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from esper.ir.codec import decode_target, encode_target
 from esper.ir.origin import Origin
 from esper.ir.weights import MASK
 from esper.plan import Refusal
+from esper_passes.integer_layer import integer_layer
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -45,6 +46,7 @@ class Lowerable:
         scale: node that reads the scales of an int8 weight.
         mask: node that reads the mask of a masked weight.
         between: node that makes the weight of integers and scales, or of the mask.
+        rounding: calls before the node that round x and multiply integers, see `integer_layer`.
     """
 
     node: fx.Node
@@ -56,6 +58,7 @@ class Lowerable:
     scale: fx.Node | None = None
     mask: fx.Node | None = None
     between: fx.Node | None = None
+    rounding: tuple[fx.Node, ...] = ()
 
     def matrix(self, tensor: Tensor) -> Tensor:
         """A tensor of the weight's shape as (outputs, inputs)."""
@@ -69,6 +72,8 @@ class Lowerable:
 
     def origin(self) -> tuple[Origin, ...]:
         """The calls that a kernel takes over, in graph order. A mask is not remembered."""
+        if self.rounding:
+            return origins(*self.rounding, self.node)
         calls = [self.node] if self.scale is None else [self.between, self.node]
         return origins(*(call for call in calls if call is not None))
 
@@ -113,6 +118,26 @@ def lowerable(model: Model, node: fx.Node) -> Lowerable | Refusal | None:
         node, args[at_x], weight.read, name, columns, bias,
         weight.scale, weight.mask, weight.between,
     )  # fmt: skip
+    return _unfit(model, layer) or layer
+
+
+def rounded(model: Model, node: fx.Node) -> Lowerable | Refusal | None:
+    """The layer at a node that rounds its inputs and multiplies integers, as for `lowerable`."""
+    found = integer_layer(node)
+    if found is None:
+        return None
+    name = model.canonical_names()[str(found.values.target)]
+    layer = Lowerable(
+        node, found.x, found.values, name, False, found.bias, found.scale, rounding=found.calls
+    )
+    inside = {node, *found.calls}
+    if any(user not in inside for call in found.calls for user in call.users):
+        return Refusal(
+            "shared-value",
+            f"what %{node.name} computes on the way serves other places too",
+            node.name,
+            "quantise the layer by itself",
+        )
     return _unfit(model, layer) or layer
 
 
@@ -170,8 +195,17 @@ def _unfit(model: Model, layer: Lowerable) -> Refusal | None:
         )
     if layer.scale is None:
         return None
+    if layer.rounding and x != torch.float32:
+        return Refusal(
+            "mixed-dtypes",
+            f"%{name} rounds {x}, and the kernel rounds in float32",
+            name,
+            "quantise layers in float32",
+        )
     outputs = layer.size[0]
-    column = (1, outputs) if layer.columns else (outputs, 1)
+    column: tuple[int, ...] = (1, outputs) if layer.columns else (outputs, 1)
+    if layer.rounding:
+        column = (outputs,)
     if tuple(layer.scale.meta["val"].shape) != column:
         return Refusal(
             "odd-scales",

@@ -82,8 +82,10 @@ class Packer:
             self.state[mask] = (Drop(),)
             self.gone.append(Erase(layer.mask.name))
             self.lives.append(SetLife(f"mask:{layer.weight}", None))
+        self.gone += [Erase(call.name) for call in reversed(layer.rounding)]
         if layer.scale is not None:
             scale = Ref(layer.scale.name)
+        if layer.scale is not None and not layer.rounding:
             self.state[self._names[str(layer.scale.target)]] = (_vector(self._model, layer.scale),)
         if kept is not None:
             move = kept.move(shape, layer.columns)
@@ -176,7 +178,22 @@ class Unpacker:
         """
         columns = turned(layer)
         shape = size[::-1] if columns else size
-        weight = Ref(values.name)
+        weight = self.weight(values, index, kept, shape, columns, layer.froze)
+        if scale is None:
+            return weight
+        self.state[self._names[str(scale.target)]] = (self._column(scale, columns),)
+        return self.call(between, (weight, Ref(scale.name)))
+
+    def weight(
+        self,
+        values: fx.Node,
+        index: fx.Node | None,
+        kept: Kept | None,
+        shape: tuple[int, int],
+        columns: bool,
+        froze: bool,
+    ) -> Ref:
+        """Unpack the values alone, to `shape`, which is (inputs, outputs) where `columns`."""
         move = packing.turn(shape) if columns else None
         if kept is not None:
             move = kept.move(shape, columns)
@@ -184,14 +201,11 @@ class Unpacker:
             self.state[self._names[str(index.target)]] = (Drop(),)
             self.gone.append(Erase(index.name))
         moves: list[Op] = [] if move is None else [move.inverse(shape)]
-        if layer.froze:
+        if froze:
             moves.append(Train(True))
         if moves:
             self.state[self._names[str(values.target)]] = tuple(moves)
-        if scale is None:
-            return weight
-        self.state[self._names[str(scale.target)]] = (self._column(scale, columns),)
-        return self.call(between, (weight, Ref(scale.name)))
+        return Ref(values.name)
 
     def call(self, origin: Origin, args: tuple[Any, ...], **kwargs: Any) -> Ref:
         """A call that there was, again, under its name if that is free."""

@@ -30,6 +30,7 @@ from esper.propose.swaps import Quantization
 from esper.state import Create, Drop, Op, StateTransform
 from esper_passes.affine import Affine, affine
 from esper_passes.editing import Inserter, encoded, layer_of, weight_of, weight_read
+from esper_passes.integer_layer import LEAST, integer_calls
 from esper_passes.liveness import fresh
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 GROUP = 32  # inputs that share a scale in int4
 GROUPED = ("weight-int8",)  # modes for which it is all one in how many groups a convolution is
-_LEAST = 1e-12  # a row of zeros is divided by this
 
 
 # -- numbers ---------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ _LEAST = 1e-12  # a row of zeros is divided by this
 def int8(weight: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
     """Symmetric int8 with one scale for each position along `outputs`: (integers, scales)."""
     others = [dim for dim in range(weight.ndim) if dim != outputs]
-    scale = (weight.abs().amax(others, keepdim=True) / 127).clamp_min(_LEAST)
+    scale = (weight.abs().amax(others, keepdim=True) / 127).clamp_min(LEAST)
     return (weight / scale).round().clamp(-127, 127).to(torch.int8), scale
 
 
@@ -57,7 +57,7 @@ def int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     Returns bytes (outputs, inputs / 2) and scales (outputs, inputs / GROUP, 1).
     """
     groups = weight.reshape(len(weight), -1, GROUP)
-    scale = (groups.abs().amax(-1, keepdim=True) / 7).clamp_min(_LEAST)
+    scale = (groups.abs().amax(-1, keepdim=True) / 7).clamp_min(LEAST)
     whole = ((groups / scale).round().clamp(-7, 7) + 8).to(torch.uint8).reshape(weight.shape)
     return whole[:, ::2] | (whole[:, 1::2] << 4), scale
 
@@ -244,45 +244,13 @@ def _widened(
 
 def _integer(insert: Inserter, node: fx.Node, layer: Affine, reads: list[Ref]) -> list[Edit]:
     """Rows rounded, multiplied as integers, scaled back; another node stands for the layer's."""
-    name, (values, scale) = node.name, reads
-    source = _operand(node, layer)
-    x = Ref(source.name)
-    rank = source.meta["val"].ndim
-    if rank != 2:
-        x = insert.call(aten.reshape.default, (x, [-1, _width(source)]), f"{name}_rows")
-    size = insert.call(aten.abs.default, (x,), f"{name}_abs")
-    largest = insert.call(aten.amax.default, (size, [-1], True), f"{name}_largest")
-    floor = insert.call(aten.clamp_min.default, (largest, _LEAST), f"{name}_floor")
-    step = insert.call(aten.div.Tensor, (floor, 127), f"{name}_step")
-    ratio = insert.call(aten.div.Tensor, (x, step), f"{name}_ratio")
-    whole = insert.call(aten.round.default, (ratio,), f"{name}_round")
-    small = insert.call(aten.to.dtype, (whole, torch.int8), f"{name}_small")
-    columns = insert.call(aten.t.default, (values,), f"{name}_columns")
-    product = insert.call(aten._int_mm.default, (small, columns), f"{name}_product")
-    rows = insert.call(aten.mul.Tensor, (product, step), f"{name}_stepped")
-    result = insert.call(aten.mul.Tensor, (rows, scale), f"{name}_scaled")
+
+    def call(target: Any, args: tuple[Any, ...], what: str) -> Ref:
+        return insert.call(target, args, f"{node.name}_{what}")
+
+    bias = None
     if layer.bias is not None:
-        at = 0 if layer.form == "columns" else 2
-        result = insert.call(aten.add.Tensor, (result, encoded(node.args)[at]), f"{name}_biased")
-    if rank != 2:
-        result = insert.call(
-            aten.reshape.default, (result, _sizes(insert, node, source)), f"{name}_quantised"
-        )
-    return [ReplaceUses(name, result.name), Erase(name)]
-
-
-def _width(source: fx.Node) -> int:
-    return int(source.meta["val"].shape[-1])
-
-
-def _sizes(insert: Inserter, node: fx.Node, source: fx.Node) -> list[Any]:
-    """Sizes of the layer's value: one that follows from the others, symbols read off the input."""
-    sizes: list[Any] = list(node.meta["val"].shape)
-    symbols = [dim for dim, size in enumerate(sizes) if not isinstance(size, int)]
-    for number, dim in enumerate(symbols):
-        sizes[dim] = (
-            -1
-            if number == 0
-            else insert.call(aten.sym_size.int, (Ref(source.name), dim), f"{node.name}_size")
-        )
-    return sizes
+        bias = encoded(node.args)[0 if layer.form == "columns" else 2]
+    values, scale = reads
+    result = call(*integer_calls(call, _operand(node, layer), node, values, scale, bias))
+    return [ReplaceUses(node.name, result.name), Erase(node.name)]

@@ -19,6 +19,7 @@ from esper_passes.kernel_ops import ops as kernels
 from esper_passes.lower_low_rank import raise_low_rank
 from esper_passes.raise_attention import raise_attention
 from esper_passes.raise_gated import raise_gated
+from esper_passes.raise_integer import raise_integer
 from esper_passes.raise_linear import raise_linear
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _RAISES: dict[Any, Callable[[Model, RaiseKernel, fx.Node], Plan]] = {
     kernels.vnm_linear.default: raise_linear,
     kernels.int8_linear.default: raise_linear,
     kernels.vnm_int8_linear.default: raise_linear,
+    kernels.vnm_dynamic_linear.default: raise_integer,
     kernels.sparse24_linear.default: raise_linear,
     kernels.gated_linear.default: raise_gated,
     kernels.low_rank_linear.default: raise_low_rank,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from esper_passes.integer_layer import integer_linear
 from esper_passes.kept import Runs
 from esper_passes.kernel_ops import ops as kernels
 
@@ -26,6 +27,7 @@ class RandomWeight:
         values, scale, index: as a kernel reads it.
         bias: of the layer.
         kept: what is in `values`; None for all.
+        rounding: whether x is rounded and integers are multiplied.
     """
 
     stored: Tensor
@@ -34,6 +36,7 @@ class RandomWeight:
     index: Tensor | None
     bias: Tensor | None
     kept: Kept | None
+    rounding: bool = False
 
     @classmethod
     def like(cls, layer: Lowerable, kept: Kept | None) -> RandomWeight:
@@ -52,11 +55,14 @@ class RandomWeight:
             values = move(stored)
             stored = move.inverse(layer.size)(values)
             index = kept.index.to(value.device)
-        return cls(stored, values, scale, index, bias, kept)
+        return cls(stored, values, scale, index, bias, kept, bool(layer.rounding))
 
     def dense(self, x: Tensor) -> Tensor:
         """The layer as a graph holds it now."""
         weight = self.stored
+        if self.rounding:
+            assert self.scale is not None
+            return integer_linear(x, weight, self.scale, self.bias)
         if self.scale is not None:
             weight = weight * self.scale[:, None].to(x.dtype)
         return functional.linear(x, weight, self.bias)
@@ -74,7 +80,8 @@ class RandomWeight:
             out = kernels.vnm_linear.default(x, self.values, self.index, self.bias, *runs)
         else:
             reads = (self.values, self.scale, self.index, self.bias)
-            out = kernels.vnm_int8_linear.default(x, *reads, self.kept.rows, self.kept.run)
+            kernel = kernels.vnm_dynamic_linear if self.rounding else kernels.vnm_int8_linear
+            out = kernel.default(x, *reads, self.kept.rows, self.kept.run)
         return out
 
     @property

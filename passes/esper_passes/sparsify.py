@@ -28,6 +28,7 @@ class Sparsify(Pass):
 
     name: ClassVar[str] = "sparsify"
     aim: ClassVar[Aim] = "prepare"
+    for_kernels: ClassVar[bool] = True
 
     pattern: str = field(
         default="2:4",
