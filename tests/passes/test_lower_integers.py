@@ -21,7 +21,7 @@ from esper_passes.contest import Contest
 from esper_passes.example_sizes import ExampleSizes
 from esper_passes.integer_layer import integer_layer
 from esper_passes.linear_contests import linear_contest
-from tests.passes.support import ops, refused, same_state, traced
+from tests.passes.support import ops, refused, same_state
 
 ROWS, RUN = 16, 8
 
@@ -141,7 +141,7 @@ def test_a_pipeline_goes_from_zeros_to_integers_to_kernels(tmp_path: Path) -> No
 def test_integers_without_zeros_are_left_alone() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 32)
-    model = traced(nn.Sequential(nn.Linear(32, 16)), x)
+    model = esper.trace(nn.Sequential(nn.Linear(32, 16)).eval(), (x,))
     whole = esper.optimize(model, "quantize{least=1},lower-kernels{choose=all}")
     assert not whole.model.kernel_ops
     (record,) = [r for r in whole.records if r.code == "nothing-to-lower"]
