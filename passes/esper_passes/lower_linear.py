@@ -79,6 +79,14 @@ def _layer(model: Model, proposal: LowerLinear) -> Lowerable | Refusal:
             name,
             f"it reads what is {_READS[proposal.kernel]}",
         )
+    device = layer.read.meta["val"].device.type
+    if proposal.kernel == "vnm_dynamic_linear" and device != "cpu":
+        return Refusal(
+            "no-kernel-there",
+            f"{layer.weight} is on {device}, and {proposal.kernel} is a kernel of CPUs",
+            name,
+            "quantise it with mode=weight-int8 for vnm_int8_linear",
+        )
     return layer
 
 

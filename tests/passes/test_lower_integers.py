@@ -186,6 +186,19 @@ def test_a_value_from_inside_that_serves_others_is_refused() -> None:
     assert refused(edited(share), proposal("linear_biased")).code == "shared-value"
 
 
+def test_elsewhere_than_on_a_cpu_there_is_no_such_kernel() -> None:
+    def move(model: Model) -> None:
+        (read,) = (n for n in model.graph.nodes if n.target == "rows.weight_int8")
+        read.meta["val"] = torch.empty(48, 32, dtype=torch.int8, device="meta")
+
+    model = edited(lambda _: None)
+    move(model)
+    assert refused(model, proposal("linear_biased")).code == "no-kernel-there"
+    _, x, y = floating()
+    found = linear_contest(model, model.nodes["linear_biased"], ExampleSizes(model, ((x, y), {})))
+    assert found is None
+
+
 @pytest.mark.parametrize(
     ("node", "position", "value"),
     [("linear_floor", 1, 1e-3), ("linear_step", 1, 128), ("linear_largest", 1, [0])],
