@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from esper.errors import UsageError
 from esper.instruments.base import Stack
 from esper.judge import Judge, Judgement
-from esper.manager import PassManager
+from esper.manager import PassManager, Transaction
 from esper.passbase import Context, Pass, Remark
 from esper.pipeline import Item, Pipeline, Unit
 from esper.records import Record
@@ -55,8 +55,10 @@ class Engine:
         self.target_speedup = target_speedup
         self.records: list[Record] = []
         self.judgements: list[tuple[str, Judgement]] = []
+        self.accepted: list[Judgement] = []  # those by which something was kept
         self._trials = 0
         self._touched: dict[int, frozenset[str]] = {}  # tensors, by identity of the proposal
+        self._runs: list[tuple[Pass, list[int]]] = []  # passes of the unit and what they proposed
 
     @property
     def model(self) -> Model:
@@ -78,6 +80,7 @@ class Engine:
             # Solved tensors wait until here, since bisection applies proposals again.
             self.model.payloads.clear()
             self._touched.clear()
+            self._runs = []
 
     def _run_unit(self, unit: Unit) -> None:
         self._trials = 0
@@ -85,14 +88,9 @@ class Engine:
         with self.manager.transaction() as transaction:
             try:
                 records = self._items(unit.items, committed)
+                for settle in (self._without_idle, self._without_losing_kernels):
+                    records = settle(unit, records, transaction)
                 passed = [r for r in records if r.kind == "passed"]
-                if idle := self._idle(unit, passed):
-                    transaction.roll_back()
-                    self._settle(r for r in records if r.kind != "passed")
-                    self._settle(_idle(record) for record in idle)
-                    gone = set(map(id, idle))
-                    records = self._again(unit, [r for r in passed if id(r) not in gone])
-                    passed = [r for r in records if r.kind == "passed"]
                 if not passed:
                     self._settle(records)
                     return
@@ -130,7 +128,7 @@ class Engine:
             base = copy.deepcopy(self.model) if self.judge.gate is not None else committed
             with self.manager.transaction() as transaction:
                 try:
-                    records = self._again(unit, half)
+                    records = self._again(half)
                     passed = [r for r in records if r.kind == "passed"]
                     judgement = self._judge(base, passed, f"{len(half)} proposals of {unit.text()}")
                 except BaseException:
@@ -142,34 +140,76 @@ class Engine:
                 transaction.roll_back()
             self._bisect(unit, committed, half, judgement)
 
-    def _again(self, unit: Unit, wanted: Sequence[Record]) -> list[Record]:
-        """Some proposals of a unit, applied once more, and its repair passes behind them."""
-        records: list[Record] = []
-        for before in wanted:
-            assert before.proposal is not None
-            record = self.manager.apply(before.proposal)
-            if record.kind == "passed":
-                self._touched[id(record.proposal)] = self.manager.touched
-            records.append(record.model_copy(update={"pass_name": before.pass_name}))
-        for step in unit.steps():
-            if records and step.aim == "repair":
-                records += self._pass(step)
+    def _again(self, wanted: Iterable[Record]) -> list[Record]:
+        """Some proposals of the unit, applied once more, with its repair passes where they were."""
+        chosen = {id(record.proposal): record for record in wanted}
+        runs, records = self._runs, list[Record]()
+        for pass_, made in runs:
+            if pass_.aim == "repair":
+                records += self._pass(pass_) if records else []
+                continue
+            for before in (chosen[proposal] for proposal in made if proposal in chosen):
+                assert before.proposal is not None
+                record = self.manager.apply(before.proposal)
+                records.append(record.model_copy(update={"pass_name": before.pass_name}))
+        self._runs = runs  # repair passes have run again
         return records
 
-    def _idle(self, unit: Unit, passed: Sequence[Record]) -> list[Record]:
-        """What was prepared for kernels in vain: no kernel reads it, so that it gains nothing."""
-        steps = list(unit.steps())
-        if self.judge.gate is None or not any(step.lowers for step in steps):
-            return []
-        prepared = {step.name for step in steps if step.for_kernels}
-        lowering = {step.name for step in steps if step.lowers}
-        return [
+    # -- what is prepared for kernels --------------------------------------------------------------
+
+    def _without_idle(
+        self, unit: Unit, records: list[Record], transaction: Transaction
+    ) -> list[Record]:
+        """The unit without what was prepared in vain, since no kernel reads it."""
+        passed = [r for r in records if r.kind == "passed"]
+        zeros, lowering, _ = _roles(unit)
+        if self.judge.gate is None or not lowering:
+            return records
+        idle = [
             record
-            for bundle in self._bundles(unit, passed)
+            for bundle in self._bundles(unit, [r for r in passed if self._aim(r) != "repair"])
             if not any(record.pass_name in lowering for record in bundle)
             for record in bundle
-            if record.pass_name in prepared
+            if record.pass_name in zeros
         ]
+        if not idle:
+            return records
+        transaction.roll_back()
+        self._settle_remarks(records)
+        self._settle(_idle(record) for record in idle)
+        return self._again(_less(passed, idle))
+
+    def _without_losing_kernels(
+        self, unit: Unit, records: list[Record], transaction: Transaction
+    ) -> list[Record]:
+        """The unit without zeros and kernels, if the rest of it is as fast without them.
+
+        Where another pass is faster by itself (integers), a unit that pays says nothing of them.
+        """
+        passed = [r for r in records if r.kind == "passed"]
+        zeros, lowering, others = _roles(unit)
+        kernels = [r for r in passed if r.pass_name in zeros | lowering]
+        rest = _less(passed, kernels)
+        if self.judge.gate is None or not zeros or not kernels:
+            return records
+        if not any(record.pass_name in others for record in rest):
+            return records
+        backends = (self.context.backend, self.manager.backend)
+        transaction.roll_back()
+        self._again(rest)
+        plain = copy.deepcopy(self.model)
+        transaction.roll_back()
+        self._settle_remarks(records)
+        records = self._again(passed)
+        with self.stack.phase("gate"):
+            found = self.judge.judge(plain, self.model, backends, lossy=False)
+        self._trials += 1
+        self.judgements.append((f"zeros and kernels of {unit.text()}", found))
+        if found.accepted:
+            return records
+        transaction.roll_back()
+        self._settle(_refused(record, found) for record in kernels)
+        return self._again(rest)
 
     def _bundles(self, unit: Unit, group: Sequence[Record]) -> list[list[Record]]:
         """What stands or falls together: a weight that was prepared, and what made use of that.
@@ -189,6 +229,10 @@ class Engine:
             bundles.append(([*joined, record], touched))
         return [records for records, _ in bundles]
 
+    def _settle_remarks(self, records: Iterable[Record]) -> None:
+        """What is not applied again; repair passes run anew and say so themselves."""
+        self._settle(r for r in records if r.kind != "passed" and self._aim(r) != "repair")
+
     def _settle(self, records: Iterable[Record]) -> None:
         for record in records:
             self.records.append(record)
@@ -204,6 +248,7 @@ class Engine:
             judgement = self.judge.judge(committed, self.model, backends, lossy=lossy)
         if judgement.accepted:
             self.context.backend = self.manager.backend
+            self.accepted.append(judgement)
         self.judgements.append((what, judgement))
         return judgement
 
@@ -262,6 +307,7 @@ class Engine:
                     self._touched[id(answer.proposal)] = self.manager.touched
             records.append(answer)
         stack.after_pass(self.model, pass_, records)
+        self._runs = [*self._runs, (pass_, [id(r.proposal) for r in records if r.kind == "passed"])]
         if not records:
             records.append(_remark(Remark("missed", "no-proposal", "nothing to propose"), pass_))
         return records
@@ -278,6 +324,7 @@ class Engine:
             # A moderate cut first; `low` itself is harmless, says the caller.
             ratio = 0.3 if not step and low < 0.3 < high else (low + high) / 2
             self.context.progress(step, options.steps, f"searching, ratio {ratio:.3f}")
+            runs = self._runs
             with self.manager.transaction() as transaction:
                 try:
                     records = self._items(with_ratio(inner, ratio).items, committed)
@@ -286,6 +333,7 @@ class Engine:
                     fast = found.accepted and self._reaches(committed)
                 finally:
                     transaction.roll_back()
+                    self._runs = runs
             if not any(record.kind == "passed" for record in records):
                 tried[f"{ratio:.4f}"] = "nothing to cut"
                 low = ratio
@@ -360,6 +408,22 @@ def _judged(record: Record, judgement: Judgement) -> Record:
             "figures": {**record.figures, **judgement.figures},
         }
     )
+
+
+def _roles(unit: Unit) -> tuple[set[str], set[str], set[str]]:
+    """Names of passes that prepare for kernels, that lower, and that are faster by themselves."""
+    steps = list(unit.steps())
+    return (
+        {step.name for step in steps if step.for_kernels},
+        {step.name for step in steps if step.lowers},
+        {step.name for step in steps if step.judged_as() == "speed" and not step.lowers},
+    )
+
+
+def _less(records: Iterable[Record], gone: Iterable[Record]) -> list[Record]:
+    """Records but for some, told apart by identity."""
+    without = set(map(id, gone))
+    return [record for record in records if id(record) not in without]
 
 
 def _idle(record: Record) -> Record:

@@ -219,7 +219,7 @@ def optimize(
 
 def _whole(engine: Engine, model: Model, first_backend: str) -> Verdict | None:
     """Input against result: one measurement, taken anew unless a single unit was the result."""
-    accepted = [j for _, j in engine.judgements if j.accepted and j.verdict is not None]
+    accepted = [judgement for judgement in engine.accepted if judgement.verdict is not None]
     if len(accepted) < 2:
         return accepted[0].verdict if accepted else None
     backends = (first_backend, engine.manager.backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast
@@ -383,6 +384,71 @@ def test_zeros_stay_only_where_a_kernel_reads_them() -> None:
     assert zeros(made.model) == set()  # what is packed holds none
     kept = [r.proposal.type for r in made.records if r.kind == "passed" and r.proposal]
     assert kept == ["set-mask", "fold-mask", "lower-linear"]
+
+
+@pytest.mark.parametrize("saliency", ["taylor", "random"])
+def test_scores_last_as_long_as_masks_may_be_set_again(saliency: str) -> None:
+    made = engine(FakeJudge(lambda *_: YES))
+    made.context = Context(data=[((torch.randn(16, 3),), {})])
+    text = (
+        f"sparsify{{pattern=8:1:2 saliency={saliency}}},lower-kernels{{choose=all only=hidden.1*}}"
+    )
+    run(made, text, None)
+    assert lowered(made.model) == {"linear_2"}
+    assert not made.model.payloads
+
+
+def test_repair_between_zeros_and_kernels_runs_again_without_the_idle_ones() -> None:
+    made = engine(FakeJudge(lambda *_: YES))
+    made.context = Context(data=[((torch.randn(16, 3),), {})] * 2, baseline=chain())
+    sparse = "sparsify{pattern=8:1:2 keep-masks=true},distil{steps=2},"
+    run(made, sparse + "lower-kernels{choose=all only=hidden.1*}", None)
+    assert lowered(made.model) == {"linear_2"}
+    kept = [r.proposal.type for r in made.records if r.kind == "passed" and r.proposal]
+    assert kept == ["set-mask", "distil", "lower-linear"]
+    assert len([r for r in made.records if r.pass_name == "distil"]) == 1
+    assert not {r.code for r in made.records if r.kind != "passed"} - {
+        "pattern-size", "no-kernel-for-it",
+    }  # fmt: skip
+
+
+INTEGERS = "sparsify{pattern=8:1:2},quantize{least=1},lower-kernels{choose=all}"
+
+
+def test_kernels_must_pay_beside_what_is_faster_by_itself() -> None:
+    """Zeros and kernels are held against the integers without them, and then all of it."""
+    asked: list[tuple[set[str], set[str]]] = []
+
+    def decide(baseline: Model, candidate: Model) -> Judgement:
+        asked.append((lowered(baseline), lowered(candidate)))
+        return NO if lowered(candidate) else YES
+
+    model = chain()
+    made = engine(FakeJudge(decide), copy.deepcopy(model))
+    run(made, INTEGERS, None)
+    assert [(bool(a), bool(b)) for a, b in asked] == [(False, True), (False, False)]
+    kept = {r.proposal.type for r in made.records if r.kind == "passed" and r.proposal}
+    assert kept == {"quantize-layers"}
+    missed = [r for r in made.records if r.kind == "missed" and r.proposal]
+    assert {(r.pass_name, r.code) for r in missed} == {
+        ("sparsify", "gate-reject"),
+        ("lower-kernels", "gate-reject"),
+    }
+    plain = engine(FakeJudge(lambda *_: YES), model)
+    run(plain, "quantize{least=1}", None)
+    x = torch.randn(4, 3)
+    assert torch.equal(made.model(x), plain.model(x))
+    assert made.judgements[0][0].startswith("zeros and kernels of ")
+
+
+def test_kernels_that_pay_stay_with_their_zeros() -> None:
+    made = engine(FakeJudge(lambda *_: YES))
+    records = run(made, INTEGERS, None)
+    assert len(made.judgements) == 2
+    assert len(made.accepted) == 1
+    assert made.judgements[0][0].startswith("zeros and kernels of ")
+    assert len(lowered(made.model)) == LAYERS - 1
+    assert not [r for r in records if r.kind == "missed" and r.proposal]
 
 
 def test_zeros_wait_for_kernels_and_integers_do_not() -> None:

@@ -84,8 +84,10 @@ class Sparsify(Pass):
                 tensor=name, pattern=self._pattern, density=self.density, scores=label,
                 proposer=self.name, evidence={"saliency": self.saliency},
             )  # fmt: skip
-            model.payloads.pop(label, None)
-            if record is not None and record.kind == "passed" and not self.keep_masks:
+            passed = record is not None and record.kind == "passed"
+            if not passed:  # else the engine may want to apply it again
+                model.payloads.pop(label, None)
+            elif not self.keep_masks:
                 yield FoldMask(tensor=name, proposer=self.name)
 
     def _scores(self, model: Model, names: list[str], context: Context) -> dict[str, torch.Tensor]:

@@ -309,7 +309,7 @@ def test_the_pass_masks_what_the_pattern_divides(mixed: tuple[Model, torch.Tenso
         kept, records, _ = drive(pass_, model, context)
         assert len(records) == 1
         assert masks(kept)["fc.weight"].intact
-        assert kept.payloads == {}
+        assert len(kept.payloads) == (saliency != "magnitude")  # to be applied again
         chosen.add(tuple(masks(kept)["fc.weight"].value.flatten().tolist()))
     assert len(chosen) == 3  # taylor and fisher rank alike on one batch
     _, records, remarks = drive(Sparsify(only="none"), model)
