@@ -127,7 +127,9 @@ def outcome(said: dict[str, Any]) -> dict[str, Any]:
     verdict = said["verdict"]
     if verdict is None:
         first = said["judgements"][0]
-        found, figures = first["code"], first["figures"]
+        measured = "milliseconds_before" in first["figures"]
+        found = first["code"] if measured else f"{first['code']}: {first['reason']}"
+        figures = first["figures"]
     else:
         found = "accepted"
         figures = {

@@ -18,7 +18,9 @@ WHOLE = {
 
 def said(*judgements: tuple[str, dict[str, float]], verdict: Any = None) -> dict[str, Any]:
     return {
-        "judgements": [{"code": code, "figures": figures} for code, figures in judgements],
+        "judgements": [
+            {"code": code, "figures": figures, "reason": "too poor"} for code, figures in judgements
+        ],
         "verdict": verdict,
         "committed": 0 if verdict is None else 5,
         "bytes": [4_000_000, 1_000_000],
@@ -40,5 +42,5 @@ def test_a_refused_run_shows_the_whole_and_not_its_halves() -> None:
 
 def test_a_refusal_without_a_measurement_has_no_figures() -> None:
     row = outcome(said(("quality", {})))
-    assert (row["outcome"], row["speed-up"], row["ms after"]) == ("quality", None, None)
+    assert (row["outcome"], row["speed-up"], row["ms after"]) == ("quality: too poor", None, None)
     assert outcome(said()) == {"outcome": "nothing was proposed"}
