@@ -195,21 +195,19 @@ class Engine:
         if not any(record.pass_name in others for record in rest):
             return records
         backends = (self.context.backend, self.manager.backend)
-        transaction.roll_back()
-        self._again(rest)
-        plain = copy.deepcopy(self.model)
+        whole = copy.deepcopy(self.model)
         transaction.roll_back()
         self._settle_remarks(records)
-        records = self._again(passed)
+        records = self._again(rest)
         with self.stack.phase("gate"):
-            found = self.judge.judge(plain, self.model, backends, lossy=False)
+            found = self.judge.judge(self.model, whole, backends, lossy=False)
         self._trials += 1
         self.judgements.append((f"zeros and kernels of {unit.text()}", found))
         if found.accepted:
-            return records
-        transaction.roll_back()
+            transaction.roll_back()
+            return self._again(passed)
         self._settle(_refused(record, found) for record in kernels)
-        return self._again(rest)
+        return records
 
     def _bundles(self, unit: Unit, group: Sequence[Record]) -> list[list[Record]]:
         """What stands or falls together: a weight that was prepared, and what made use of that.

@@ -152,7 +152,7 @@ def _inside(product: fx.Node) -> tuple[fx.Node, fx.Node, list[fx.Node], fx.Node]
     whole = _source(small, aten.to.dtype, torch.int8)
     ratio = _source(whole, aten.round.default)
     x = _source(ratio, aten.div.Tensor, None)
-    step = ratio.args[1] if x is not None and ratio is not None else None
+    step: Any = ratio.args[1] if x is not None and ratio is not None else None
     floor = _source(step, aten.div.Tensor, 127)
     largest = _source(floor, aten.clamp_min.default, LEAST)
     size = _source(largest, aten.amax.default, [-1], True)
@@ -160,7 +160,7 @@ def _inside(product: fx.Node) -> tuple[fx.Node, fx.Node, list[fx.Node], fx.Node]
     if values is None or values.op != "get_attr" or _source(size, aten.abs.default) is not x:
         return None
     calls: Any = [size, largest, floor, step, ratio, whole, small, columns]
-    return None if x is None else (x, values, calls, calls[3])
+    return None if x is None else (x, values, calls, step)
 
 
 def _source(node: Any, target: Any, *rest: Any) -> fx.Node | None:
