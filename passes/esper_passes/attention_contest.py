@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from esper.propose import LowerAttentionProjections
 from esper_passes.attention import projections
 from esper_passes.contest import Contest, Way
-from esper_passes.contest_parts import dtype_of, input_of
+from esper_passes.contest_parts import bytes_of, dtype_of, input_of
 from esper_passes.kernel_ops import ops as kernels
 from esper_passes.random_weight import RandomWeight
 
@@ -27,8 +27,7 @@ def attention_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Conte
     q, k, _ = found.parts
     heads = (q.heads, k.heads, k.heads)
 
-    def ways() -> tuple[Way, Way]:
-        x = input_of(q.layer, sizes)
+    def ways(x: Tensor) -> tuple[Way, Way]:
         weights = [RandomWeight.like(part.layer, None) for part in found.parts]
         weight = torch.cat([each.stored for each in weights])
         biases = [each.bias for each in weights if each.bias is not None]
@@ -58,5 +57,12 @@ def attention_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Conte
         "pattern": f"{q.heads} + 2 x {k.heads} heads of {q.size}",
         "bias": q.layer.bias is not None,
     }
-    names = tuple(part.layer.weight for part in found.parts)
-    return Contest(LowerAttentionProjections(node=node.name), names, facts, ways)
+    layers = [part.layer for part in found.parts]
+    return Contest(
+        LowerAttentionProjections(node=node.name),
+        tuple(layer.weight for layer in layers),
+        facts,
+        input_of(q.layer, sizes),
+        ways,
+        bytes_of(layers),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,10 +26,19 @@ def runs_of(model: Model, layer: Lowerable, structure: Structure | None) -> Runs
     return kept
 
 
-def input_of(layer: Lowerable, sizes: ExampleSizes) -> Tensor:
-    """A random value of the sizes that the layer reads."""
-    value = layer.x.meta["val"]
-    return torch.randn(*sizes.of(layer.x), dtype=value.dtype, device=value.device)
+def input_of(layer: Lowerable, sizes: ExampleSizes) -> Callable[[], Tensor]:
+    """Makes a random value of the sizes that the layer reads."""
+
+    def make() -> Tensor:
+        value = layer.x.meta["val"]
+        return torch.randn(*sizes.of(layer.x), dtype=value.dtype, device=value.device)
+
+    return make
+
+
+def bytes_of(layers: Iterable[Lowerable]) -> int:
+    """Bytes of the weights that layers read, as they are stored."""
+    return sum(layer.read.meta["val"].nbytes for layer in layers)
 
 
 def facts(op: str, layer: Lowerable, sizes: ExampleSizes, *kept: Kept | None) -> dict[str, object]:

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import comb, exp, log
+from math import exp, log
 
 import torch
 
@@ -14,7 +14,7 @@ Run = Callable[[], object]
 
 _WARM = 3  # calls before any is timed
 _VISIT = 2e-4  # least seconds of a timed stretch
-_PAIRS = (15, 301)  # fewest and most pairs
+_PAIRS = 15  # fewest, and when it is first asked whether they suffice
 _ALPHA = 0.01  # error of each bound
 _CLEAR = 1.25  # upper over lower bound of what may be relied on later
 
@@ -40,13 +40,15 @@ class Ratio:
         return self.upper <= _CLEAR * self.lower
 
 
-def duel(present: Run, other: Run, *, device: str = "cpu", seconds: float = 1.0) -> Ratio:
+def duel(
+    present: Run, other: Run, *, bar: float = 1.0, device: str = "cpu", seconds: float = 1.0
+) -> Ratio:
     """Time both in pairs, in random order within each, until it is clear or for `seconds`.
 
-    One thread is timed by the processor time that it takes, which does not count what other
-    programs take meanwhile. Weights stay in the cache between calls, which flatters the larger of
-    the two: a first look that says what is worth proposing, before the gate times the whole step in
-    fresh processes.
+    Clear is what may be relied on later, and on which side of `bar` it is. One thread is timed by
+    the processor time that it takes, which does not count what other programs take meanwhile. A
+    first look that says what is worth proposing, before the gate times the whole step in fresh
+    processes.
     """
     alone = device == "cpu" and torch.get_num_threads() == 1
     stretch = _Stretch(
@@ -58,11 +60,11 @@ def duel(present: Run, other: Run, *, device: str = "cpu", seconds: float = 1.0)
         other()
     repeats = [max(1, round(_VISIT / max(stretch.of(run, 1), 1e-7))) for run in (present, other)]
     rng, ratios, started = random.Random(0), list[float](), time.perf_counter()
-    fewest, most = _PAIRS
-    while len(ratios) < most:
-        if len(ratios) >= fewest:
-            late = time.perf_counter() - started > seconds
-            if late or (len(ratios) % fewest == 0 and _ratio(ratios).clear):
+    asked = _PAIRS
+    while len(ratios) < _PAIRS or time.perf_counter() - started <= seconds:
+        if len(ratios) == asked:
+            found, asked = _ratio(ratios), 2 * asked  # few looks: each could be clear by chance
+            if found.clear and not found.lower <= bar <= found.upper:
                 break
         took, order = [0.0, 0.0], [0, 1]
         rng.shuffle(order)
@@ -97,11 +99,12 @@ def _ratio(logs: list[float]) -> Ratio:
 
 def _rank(count: int) -> int:
     """Position of the order statistic below which the median lies with probability `_ALPHA`."""
-    total, rank = 0, 0
+    total, ways, rank = 0, 1, 0  # ways to choose `rank` of `count`
     while True:
-        total += comb(count, rank)
+        total += ways
         if total / 2**count > _ALPHA:
             return max(rank - 1, 0)
+        ways = ways * (count - rank) // (rank + 1)
         rank += 1
 
 

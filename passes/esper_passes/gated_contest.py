@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from esper.propose import LowerGatedMlp
 from esper_passes.contest import Contest, Way
-from esper_passes.contest_parts import facts, input_of, runs_of
+from esper_passes.contest_parts import bytes_of, facts, input_of, runs_of
 from esper_passes.gated import Gated, gated
 from esper_passes.kept import filled
 from esper_passes.kernel_ops import ops as kernels
@@ -45,9 +45,9 @@ def gated_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contest |
     kept = [runs_of(model, found.gate, first), runs_of(model, found.up, second)]
     act = _ACT[found.activation]
 
-    def weights() -> tuple[Tensor, RandomWeight, RandomWeight]:
+    def weights() -> tuple[RandomWeight, RandomWeight]:
         gate, up = (RandomWeight.like(a, b) for a, b in zip(layers, kept, strict=True))
-        return input_of(found.gate, sizes), gate, up
+        return gate, up
 
     def fused(x: Tensor, gate: RandomWeight, up: RandomWeight) -> Way:
         runs = (rows, run) if run else (None, None)
@@ -56,13 +56,13 @@ def gated_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contest |
         leaves = (x, *gate.trained_packed, *up.trained_packed)
         return Way(lambda: call(x, *reads, found.activation, *runs), leaves)
 
-    def against_ops() -> tuple[Way, Way]:
-        x, gate, up = weights()
+    def against_ops(x: Tensor) -> tuple[Way, Way]:
+        gate, up = weights()
         present = Way(lambda: act(gate.dense(x)) * up.dense(x), (x, *gate.trained, *up.trained))
         return present, fused(x, gate, up)
 
-    def against_kernels() -> tuple[Way, Way]:
-        x, gate, up = weights()
+    def against_kernels(x: Tensor) -> tuple[Way, Way]:
+        gate, up = weights()
         way = fused(x, gate, up)
         apart = Way(lambda: act(gate.packed(x)) * up.packed(x), way.leaves)
         return apart, way
@@ -75,7 +75,8 @@ def gated_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contest |
         "activation": found.activation,
         "int8": int8,
     }
-    rival = None
+    x, size, rival = input_of(found.gate, sizes), bytes_of(layers), None
     if run or int8:
-        rival = Contest(proposal, names, {**hang_on, "against": "kernels"}, against_kernels)
-    return Contest(proposal, names, hang_on, against_ops, rival)
+        told = {**hang_on, "against": "kernels"}
+        rival = Contest(proposal, names, told, x, against_kernels, size)
+    return Contest(proposal, names, hang_on, x, against_ops, size, rival)

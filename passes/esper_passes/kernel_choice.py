@@ -10,8 +10,9 @@ from esper.gate.backends import backend, usable
 from esper.gate.backends.base import Context as Place
 from esper.propose import LowerGatedMlp, LowerLinear, ProposalBase, SelectBackend
 from esper_passes.choice_cache import ChoiceCache
-from esper_passes.contest import Contest, fight
+from esper_passes.contest import Contest, Ground, fight
 from esper_passes.packed_weight import trains
+from esper_passes.working_set import working_set
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -47,6 +48,7 @@ class Chooser:
         #: The backend that was asked for and has no kernels; empty else.
         self.bound = context.backend if told and not self._has_kernels else ""
         self._cache = ChoiceCache(device, self._place.threads)
+        self._working_set = working_set(model, device)
         judged = context.gate is not None and context.gate.objective == "inference"
         on_cpu = self._place.device == "cpu"
         self._freeze = freeze == "yes" or (freeze == "auto" and judged and on_cpu)
@@ -56,18 +58,32 @@ class Chooser:
         """A sentence where what was measured could not be read or kept; else empty."""
         return self._cache.trouble
 
-    def ratio(self, contest: Contest) -> Ratio:
-        """How many times faster the kernel is than the ops that are there."""
-        frozen = self._freeze or not self._train(contest)
-        facts = {**contest.facts, "objective": self._place.objective}
-        if self._place.device == "cpu":  # elsewhere it makes no difference
-            facts["frozen"] = frozen
+    def ratio(self, contest: Contest, bar: float = 1.0) -> Ratio:
+        """How many times faster the kernel is than the ops that are there.
+
+        Args:
+            contest: what competes.
+            bar: what the ratio is held against; it is measured until it is above or below.
+        """
+        ground = Ground(
+            self._place.device,
+            self._place.objective,
+            self._freeze or not self._train(contest),
+            self._working_set,
+        )
+        facts = {
+            **contest.facts,
+            "objective": ground.objective,
+            "working_set": f"{ground.working_set / 2**20:g}MiB",
+        }
+        if ground.device == "cpu":  # elsewhere it makes no difference
+            facts["frozen"] = ground.frozen
         ratio = self._cache.get(facts)
         if ratio is None:
             before = torch.get_num_threads()
             torch.set_num_threads(self._place.threads)
             try:
-                ratio = fight(contest, self._place.device, self._place.objective, frozen)
+                ratio = fight(contest, ground, bar)
             finally:
                 torch.set_num_threads(before)
             if ratio.clear:  # noise of a busy moment is not remembered

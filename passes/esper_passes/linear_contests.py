@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import fx
+from torch import Tensor, fx
 
 from esper.plan import Refusal
 from esper.propose import LowerLinear, LowerLowRank
 from esper.propose.lowering import LinearKernel
 from esper_passes.contest import Contest, Way
-from esper_passes.contest_parts import facts, input_of, runs_of
+from esper_passes.contest_parts import bytes_of, facts, input_of, runs_of
 from esper_passes.kept import Kept, TwoOfFour, filled, kept_two_of_four
 from esper_passes.kernel_ops import ops as kernels
 from esper_passes.lower_low_rank import low_rank_pair
@@ -54,8 +54,8 @@ def linear_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contest 
     if kernel is None:
         return None
 
-    def ways() -> tuple[Way, Way]:
-        x, weight = input_of(layer, sizes), RandomWeight.like(layer, kept)
+    def ways(x: Tensor) -> tuple[Way, Way]:
+        weight = RandomWeight.like(layer, kept)
         return (
             Way(lambda: weight.dense(x), (x, *weight.trained)),
             Way(lambda: weight.packed(x), (x, *weight.trained_packed)),
@@ -65,7 +65,9 @@ def linear_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contest 
         LowerLinear(node=node.name, kernel=kernel, rows=rows, run=run),
         (layer.weight,),
         {**facts(kernel, layer, sizes, kept), "bias": layer.bias is not None},
+        input_of(layer, sizes),
         ways,
+        bytes_of([layer]),
     )
 
 
@@ -76,8 +78,7 @@ def low_rank_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contes
         return None  # the layers say why
     down, up = pair
 
-    def ways() -> tuple[Way, Way]:
-        x = input_of(down, sizes)
+    def ways(x: Tensor) -> tuple[Way, Way]:
         first, second = (RandomWeight.like(layer, None) for layer in pair)
         leaves = (x, *first.trained, *second.trained)
         call = kernels.low_rank_linear.default
@@ -93,4 +94,5 @@ def low_rank_contest(model: Model, node: fx.Node, sizes: ExampleSizes) -> Contes
         "bias": up.bias is not None,
     }
     names = (down.weight, up.weight)
-    return Contest(LowerLowRank(node=node.name), names, hang_on, ways)
+    x = input_of(down, sizes)
+    return Contest(LowerLowRank(node=node.name), names, hang_on, x, ways, bytes_of(pair))

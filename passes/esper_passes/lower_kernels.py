@@ -91,7 +91,7 @@ class LowerKernels(Pass):
         """The proposal where the kernel wins, else why not."""
         evidence: dict[str, float | int | str] = {"weight": contest.weights[0]}
         if self.choose == "measured":
-            ratio = chooser.ratio(contest)
+            ratio = chooser.ratio(contest, 1 + self.margin)
             evidence |= {"ratio": ratio.median, "lower": ratio.lower, "pairs": ratio.pairs}
             if ratio.lower <= 1 + self.margin:
                 than = "the ops that are there"

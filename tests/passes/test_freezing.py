@@ -14,6 +14,7 @@ from esper.ir import artifact
 from esper.ir.model import Model
 from esper.passbase import Context
 from esper.propose import LowerGatedMlp, LowerLinear, RaiseKernel
+from esper_passes.contest import Ground
 from esper_passes.duel import Ratio
 from esper_passes.kernel_choice import Freeze
 from esper_passes.lower_kernels import LowerKernels
@@ -133,8 +134,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[bool]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     seen: list[bool] = []
 
-    def fight(contest: object, device: str, objective: str, frozen: bool) -> Ratio:
-        seen.append(frozen)
+    def fight(contest: object, ground: Ground, bar: float) -> Ratio:
+        seen.append(ground.frozen)
         return WIN
 
     monkeypatch.setattr("esper_passes.kernel_choice.fight", fight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import json
 import math
@@ -19,10 +20,11 @@ from esper.gate.gate import Gate
 from esper.passbase import Context
 from esper_passes import choice_cache, contest, duel
 from esper_passes.choice_cache import ChoiceCache
-from esper_passes.contest import Contest, Way
+from esper_passes.contest import Contest, Ground, Way
 from esper_passes.duel import Ratio
 from esper_passes.example_sizes import ExampleSizes
 from esper_passes.kernel_choice import Chooser
+from esper_passes.working_set import working_set
 from tests.passes.sparse_models import forms
 
 FACTS = {"op": "vnm_linear", "tokens": 4}
@@ -86,7 +88,17 @@ def test_several_threads_are_timed_by_the_wall(monkeypatch: pytest.MonkeyPatch) 
     assert math.isclose(duel.duel(clock.takes(0.003), clock.takes(0.002)).median, 1.5)
 
 
-@pytest.mark.parametrize("count", [1, 6, 15, 40, 101])
+def test_it_is_timed_until_it_is_above_or_below_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+
+    def pairs(bar: float) -> int:
+        return duel.duel(clock.takes(0.00105), clock.takes(0.00097, 0.00103), bar=bar).pairs
+
+    assert pairs(1.0) == pairs(1.2) == 15
+    assert pairs(1.05) > 400  # a second
+
+
+@pytest.mark.parametrize("count", [1, 6, 15, 40, 101, 2500])
 def test_the_order_statistic_bounds_the_median(count: int) -> None:
     rank = duel._rank(count)
     below = [math.comb(count, k) / 2**count for k in range(count + 1)]
@@ -163,15 +175,17 @@ def test_the_directory_is_that_of_the_user(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def _contest() -> Contest:
-    def ways() -> Any:
-        x, weight = torch.randn(4, 3), torch.randn(2, 3)
+    def ways(x: torch.Tensor) -> Any:
+        weight = torch.randn(2, 3)
         turned = weight.T.contiguous()
         return (
             Way(lambda: nn.functional.linear(x, weight), (x, weight)),
             Way(lambda: x @ turned, (x, turned)),
         )
 
-    return Contest(esper.propose.RaiseKernel(node="x"), ("w",), FACTS, ways)
+    return Contest(
+        esper.propose.RaiseKernel(node="x"), ("w",), FACTS, lambda: torch.randn(4, 3), ways, 24
+    )
 
 
 @pytest.mark.parametrize("objective", ["inference", "training"])
@@ -185,7 +199,7 @@ def test_contestants_run_with_gradients_where_that_is_the_objective(
         return RATIO
 
     monkeypatch.setattr(contest, "duel", watched)
-    assert contest.fight(_contest(), "cpu", objective, frozen=True) == RATIO
+    assert contest.fight(_contest(), Ground(objective=objective), 1.0) == RATIO
     if objective == "inference":
         assert [tuple(value.shape) for value in seen] == [(4, 2), (4, 2)]
         assert not any(value.requires_grad for value in seen)
@@ -194,6 +208,57 @@ def test_contestants_run_with_gradients_where_that_is_the_objective(
             [(4, 3), (2, 3)],
             [(4, 3), (3, 2)],
         ]
+
+
+@pytest.mark.parametrize(("working_set", "copies"), [(0, 1), (24, 1), (25, 2), (10**9, 64)])
+def test_as_many_copies_take_turns_as_the_model_reads(
+    working_set: int, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of a layer come from memory, as they do in a model; what it reads does not."""
+    calls: dict[str, list[int]] = {"present": [], "kernel": []}
+    read: list[int] = []
+
+    def ways(x: torch.Tensor) -> Any:
+        number = len(read)
+        read.append(id(x))
+        return (
+            Way(lambda: calls["present"].append(number), (x,)),
+            Way(lambda: calls["kernel"].append(number), (x,)),
+        )
+
+    def twice(present: Any, other: Any, **options: Any) -> Ratio:
+        assert options == {"bar": 1.2, "device": "cpu"}
+        for _ in range(2 * copies):
+            present()
+            other()
+        return RATIO
+
+    monkeypatch.setattr(contest, "duel", twice)
+    found = dataclasses.replace(_contest(), ways=ways)
+    assert contest.fight(found, Ground(working_set=working_set), 1.2) == RATIO
+    once = list(range(copies))
+    assert calls == {"present": 3 * once, "kernel": 3 * once}  # once before anything is timed
+    assert len(set(read)) == 1
+
+
+def test_the_working_set_is_what_is_read_whole() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.tied = nn.Embedding(500, 16), nn.Embedding(4, 16)
+            self.layer = nn.Linear(16, 24)
+
+        def forward(self, ids: torch.Tensor) -> Any:
+            hidden = self.words(ids) + self.tied(ids % 4)
+            return self.layer(hidden), hidden @ self.tied.weight.T
+
+    model = esper.trace(Tied().eval(), (torch.zeros(1, 3, dtype=torch.long),))
+    size = 4 * (16 * 24 + 24 + 4 * 16)  # a table whose rows are looked up does not count
+    assert size == 1888
+    assert working_set(model, "cpu") == 2048
+    large = esper.trace(nn.Linear(4096, 4096).eval(), (torch.zeros(1, 4096),))
+    assert working_set(large, "cpu") == 2**25
+    assert working_set(large, "cuda") == 2**27
 
 
 def test_a_contest_is_fought_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def test_both_ways_of_a_duel_compute_the_same() -> None:
         contest = linear_contest(model, model.nodes[node], sizes)
         assert isinstance(contest, Contest)
         assert contest.facts["op"] == "vnm_dynamic_linear"
-        dense, packed = contest.ways()
+        dense, packed = contest.ways(contest.input())
         torch.manual_seed(0)
         torch.testing.assert_close(dense.run(), packed.run(), rtol=1e-5, atol=1e-5)
 
