@@ -19,6 +19,7 @@ from torch.library import infer_schema
 
 from esper_kernels.casting import cast
 from esper_kernels.on_gpu import triton_of
+from esper_kernels.pages import keep_freed
 
 
 def define(
@@ -47,9 +48,13 @@ def define(
             return blank.zero_() if isinstance(blank, Tensor) else tuple(t.zero_() for t in blank)
         return compute(kernels(), *arguments)
 
+    def on_cpu() -> ModuleType:
+        keep_freed()
+        return cpu
+
     schema = infer_schema(shape, mutates_args=())
     torch.library.define(full, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    kernels = {"cpu": lambda: cpu, "cuda": lambda: triton_of(folder)}
+    kernels = {"cpu": on_cpu, "cuda": lambda: triton_of(folder)}
     for device in devices:
         torch.library.impl(full, device, partial(call, kernels[device]))
     torch.library.register_fake(full, shape)

@@ -1,4 +1,9 @@
-"""On a CPU, new memory for large outputs, in large pages where Linux gives them.
+"""On a CPU, what new memory costs, and how to pay less.
+
+Memory that was never written is mapped page by page, at up to a microsecond and more for 4 KiB.
+Small pieces come from the heap, whose end glibc gives back whenever more than its trim threshold is
+free there, to be mapped again at the next call. Whether that happens at every call, at twice the
+time of a step, or never, hangs on where the heap happens to end.
 
 Memory from 32 MiB on is mapped anew at each call (mallopt(3), M_MMAP_THRESHOLD) and cleared page by
 page when it is first written, in pages of 4 KiB unless asked otherwise: as long as a sparse product
@@ -13,10 +18,23 @@ import functools
 import mmap
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 _LARGE = 2 << 20
 MAPPED = 32 << 20  # bytes from which glibc always maps; below, memory may have been written before
+
+
+@functools.cache
+def keep_freed() -> None:
+    """Let glibc keep up to 64 MiB of what is freed, once for the process.
+
+    It raises its thresholds by itself when a mapped piece is freed: pieces as large come from the
+    heap thenceforth, and twice as much stays there (mallopt(3), M_MMAP_THRESHOLD). So one as large
+    as counts is taken and freed, unwritten. Where thresholds are set by the environment, or memory
+    comes from another allocator, that changes nothing.
+    """
+    torch.empty(MAPPED - (64 << 10), dtype=torch.uint8, device="cpu")
 
 
 @functools.cache
