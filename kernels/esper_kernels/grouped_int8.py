@@ -41,11 +41,16 @@ class _Integers(Layouts):
 _layouts: Prepacked[_Integers] = Prepacked(_Integers)
 
 
+def unsigned(integers: Tensor) -> Tensor:
+    """int8 as `multiply` reads it: 128 more, uint8; in the same memory."""
+    return integers.view(torch.uint8).bitwise_xor_(128)
+
+
 def multiply(gathered: Tensor, values: Tensor, scale: Tensor, groups: int, rows: int) -> Tensor:
     """Each group's inputs times the transpose of its part of the weight, scaled.
 
     Args:
-        gathered: (M, groups * kept), int8, contiguous; written to.
+        gathered: (M, groups * kept), `unsigned`, contiguous.
         values: (N, kept), for which `packs` holds; its rows behind whole groups are left out.
         scale: (N,), float32, of each output.
         groups, rows: how many, and of how many outputs each.
@@ -55,12 +60,11 @@ def multiply(gathered: Tensor, values: Tensor, scale: Tensor, groups: int, rows:
     """
     whole, layouts = groups * rows, _layouts(values)
     packed = layouts.of(values, groups, rows, len(gathered), _pack)
-    unsigned = gathered.view(torch.uint8).bitwise_xor_(128)
     own = scale[:whole].contiguous()  # its strides are not looked at
     padding, stride, dilation = PLACE
     return from_image(
         torch.ops.onednn.qconv_pointwise(
-            as_image(unsigned), 1.0, 0, packed, own, layouts.zeros[:whole],
+            as_image(gathered), 1.0, 0, packed, own, layouts.zeros[:whole],
             layouts.shifted[:whole] * -own, stride, padding, dilation, groups,
             1.0, 0, torch.float32, "none", [], "",
         )

@@ -14,9 +14,9 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     The weight is about `values * scale[:, None]`: off by half a scale at most.
     """
     wide = weight.detach().float()
-    scale = (wide.abs().amax(1, keepdim=True) / 127).clamp_min(_LEAST)
-    values = (wide / scale).round().clamp(-127, 127).to(torch.int8)
-    return values, scale.squeeze(1)
+    scale = wide.abs().amax(1, keepdim=True).div_(127).clamp_min_(_LEAST)
+    # No quotient is over 127 by more than the rounding of two divisions.
+    return (wide / scale).round_().to(torch.int8), scale.squeeze(1)
 
 
 def rescaled(product: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -48,14 +48,14 @@ def forward(
         integers, own = quantize(x[part])
         own = own.to(wide).unsqueeze(1)
         product = x.new_empty(len(integers), outputs, dtype=wide)
-        if full:
-            gathered = gather_runs(integers, index[:full], run)
-            inner = grouped_int8.multiply(gathered, values, scale, full, rows)
-            torch.mul(inner, own, out=product[:, :whole])
         if whole < outputs:
             multiply = _one_by_one if grouped_int8.multiplies() else _floating
             rest = multiply(integers, values[whole:], index[full:], rows, run)
             torch.mul(rest, own * scale[whole:], out=product[:, whole:])
+        if full:
+            gathered = gather_runs(grouped_int8.unsigned(integers), index[:full], run)
+            inner = grouped_int8.multiply(gathered, values, scale, full, rows)
+            torch.mul(inner, own, out=product[:, :whole])
         out[part] = product if bias is None else product.add_(bias)
     return out
 
