@@ -2,207 +2,36 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, cast
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import esper
 from esper.engine import Engine, with_ratio
 from esper.errors import UsageError
-from esper.instruments.base import Instrument
-from esper.ir.kernels import kernel
 from esper.ir.model import Model
-from esper.judge import Judge, Judgement
-from esper.manager import PassManager
-from esper.passbase import Context, Pass, Proposals, Remark
+from esper.judge import Judgement
 from esper.pipeline import Item, Pipeline, parse, units
-from esper.propose import PruneUnits, SelectBackend
 from esper.records import Record
+from tests.engine_fakes import (
+    AXES,
+    NO,
+    TABLE,
+    WIDTH,
+    YES,
+    CutShare,
+    FakeJudge,
+    Mend,
+    Silent,
+    chain,
+    cut_axes,
+    engine,
+    kinds,
+    pays,
+    run,
+)
 from tests.snapshots import assert_same, snapshot
-
-LAYERS = 4
-WIDTH = 8
-
-
-class Chain(nn.Module):
-    """Four hidden layers of eight units each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Linear(3, WIDTH)
-        self.hidden = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS - 1))
-        self.head = nn.Linear(WIDTH, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.stem(x))
-        for layer in self.hidden:
-            x = torch.relu(layer(x))
-        out: Tensor = self.head(x)
-        return out
-
-
-AXES = ("axis:stem/neurons", *(f"axis:hidden.{i}/neurons" for i in range(LAYERS - 1)))
-
-
-def chain() -> Model:
-    return esper.trace(Chain().eval(), (torch.randn(2, 3),))
-
-
-def cut_axes(model: Model) -> set[int]:
-    """Numbers of the layers that lost units."""
-    axes = model.anatomy.axes
-    return {i for i, name in enumerate(AXES) if name in axes and axes[name].size < WIDTH}
-
-
-@dataclass(frozen=True)
-class CutOne(Pass):
-    """Proposes to cut one unit of every axis, in order."""
-
-    name: ClassVar[str] = "cut-one"
-    unit: int = 0
-
-    def propose(self, model: Model, context: Context) -> Proposals:
-        for axis in AXES:
-            record = yield PruneUnits(axis=axis, units=(self.unit,), proposer=self.name)
-            assert record is not None
-            assert record.kind == "passed"
-
-
-@dataclass(frozen=True)
-class CutShare(Pass):
-    """Cuts a share of the first axis."""
-
-    name: ClassVar[str] = "cut-share"
-    ratio: float = 0.5
-
-    def propose(self, model: Model, context: Context) -> Proposals:
-        count = int(self.ratio * WIDTH)
-        if count:
-            yield PruneUnits(axis=AXES[0], units=tuple(range(count)))
-
-
-@dataclass(frozen=True)
-class Mend(Pass):
-    """A repair pass that only remarks; counts its runs."""
-
-    name: ClassVar[str] = "mend"
-    aim: ClassVar[Literal["speed", "repair", "cleanup"]] = "repair"
-    runs: ClassVar[list[int]] = []
-
-    def propose(self, model: Model, context: Context) -> Proposals:
-        self.runs.append(len(cut_axes(model)))
-        yield Remark("analysis", "mended", "looked at the model")
-
-
-@dataclass(frozen=True)
-class Silent(Pass):
-    """Proposes nothing."""
-
-    name: ClassVar[str] = "silent"
-
-    def propose(self, model: Model, context: Context) -> Proposals:
-        yield from ()
-
-
-@dataclass(frozen=True)
-class Choose(Pass):
-    """Proposes another backend."""
-
-    name: ClassVar[str] = "choose"
-
-    def propose(self, model: Model, context: Context) -> Proposals:
-        yield SelectBackend(backend="inductor")
-
-
-@dataclass(frozen=True)
-class Breaks(Pass):
-    """Cuts, then raises."""
-
-    name: ClassVar[str] = "breaks"
-
-    def propose(self, model: Model, context: Context) -> Proposals:
-        yield PruneUnits(axis=AXES[1], units=(2,))
-        raise UsageError("breaks needs something that was not given")
-
-
-TABLE: dict[str, type[Pass]] = {p.name: p for p in (CutOne, CutShare, Mend, Silent, Choose, Breaks)}
-
-
-@dataclass
-class FakeJudge:
-    """Decides by a function of (baseline, candidate); remembers what it was asked."""
-
-    decide: Callable[[Model, Model], Judgement]
-    quality_of: Callable[[Model], Judgement] | None = None
-    gate: Any = "fake"
-    asked: list[tuple[set[int], set[int], tuple[str, str], bool]] = field(default_factory=list)
-
-    @property
-    def quality(self) -> Any:
-        return self.quality_of
-
-    def judge_quality(self, candidate: Model) -> Judgement:
-        assert self.quality_of is not None
-        return self.quality_of(candidate)
-
-    def judge(
-        self, baseline: Model, candidate: Model, backends: tuple[str, str], *, lossy: bool
-    ) -> Judgement:
-        self.asked.append((cut_axes(baseline), cut_axes(candidate), backends, lossy))
-        return self.decide(baseline, candidate)
-
-
-YES = Judgement(True, "accepted", "1.20x", {"speedup": 1.2})
-NO = Judgement(False, "gate-reject", "0.99x", {"speedup": 0.99})
-
-
-def pays(layers: set[int]) -> Callable[[Model, Model], Judgement]:
-    """Accepts a candidate when it newly cuts at least one layer and only layers that pay."""
-
-    def decide(baseline: Model, candidate: Model) -> Judgement:
-        new = cut_axes(candidate) - cut_axes(baseline)
-        return YES if new and new <= layers else NO
-
-    return decide
-
-
-class Settled(Instrument):
-    """Remembers the last word on every proposal."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    def settled(self, model: Model, record: Record) -> None:
-        self.records.append(record)
-
-
-def engine(judge: FakeJudge, model: Model | None = None, **options: Any) -> Engine:
-    manager = PassManager(model or chain(), instruments=[Settled()])
-    return Engine(manager, Context(), cast(Judge, judge), **options)
-
-
-def run(made: Engine, text: str, table: dict[str, type[Pass]] | None = TABLE) -> list[Record]:
-    for unit in units(parse(text, table)):
-        made.run_unit(unit)
-    (settled,) = made.stack.instruments
-    assert isinstance(settled, Settled)
-    assert settled.records == made.records  # observers hear the last word on everything, once
-    return made.records
-
-
-def kinds(records: Sequence[Record]) -> dict[str, list[int]]:
-    """Layers by kind of their record."""
-    found: dict[str, list[int]] = {}
-    for record in records:
-        if isinstance(record.proposal, PruneUnits):
-            found.setdefault(record.kind, []).append(AXES.index(record.proposal.axis))
-    return found
-
 
 # -- units ---------------------------------------------------------------------------------------
 
@@ -326,147 +155,6 @@ def test_without_a_gate_everything_is_applied() -> None:
     records = run(made, "cut-one")
     assert cut_axes(made.model) == {0, 1, 2, 3}
     assert {r.code for r in records} == {"not-measured"}
-
-
-# -- what is prepared and what makes use of it -----------------------------------------------------
-
-SPARSE = "sparsify{pattern=8:1:2},lower-kernels{choose=all}"
-
-
-def lowered(model: Model) -> set[str]:
-    """Nodes that call a kernel."""
-    return {node.name for node in model.graph.nodes if kernel(node.target) is not None}
-
-
-def zeros(model: Model) -> set[str]:
-    """Weights that hold zeros, as a dense model would have them."""
-    return {name for name, p in model.named_parameters() if not p.detach().all()}
-
-
-def test_a_weight_is_kept_sparse_only_where_a_kernel_pays() -> None:
-    paying = {"linear_1", "linear_3"}
-
-    def decide(baseline: Model, candidate: Model) -> Judgement:
-        new = lowered(candidate) - lowered(baseline)
-        return YES if new and new <= paying else NO
-
-    made = engine(FakeJudge(decide), max_trials=100)
-    for unit in units(parse(SPARSE)):
-        made.run_unit(unit)
-    assert lowered(made.model) == paying
-    assert zeros(made.model) == set()
-    shapes = {n: tuple(p.shape) for n, p in made.model.named_parameters() if p.ndim > 1}
-    assert {n for n, shape in shapes.items() if shape == (8, 4)} == {
-        "hidden.0.weight",
-        "hidden.2.weight",
-    }
-    kept = [r.proposal.type for r in made.records if r.kind == "passed" and r.proposal]
-    assert kept == ["set-mask", "fold-mask", "lower-linear"] * 2
-
-
-def test_what_no_kernel_makes_use_of_is_refused_unjudged() -> None:
-    judge = FakeJudge(lambda *_: YES)
-    made = engine(judge)
-    run(made, "sparsify{pattern=8:1:2},lower-kernels{only=nothing}", None)
-    assert not judge.asked
-    assert zeros(made.model) == set()
-    refused = [r for r in made.records if r.proposal]
-    assert {(r.kind, r.code) for r in refused} == {("missed", "no-kernel-for-it")}
-    assert all(r.reason.endswith("no kernel makes use of it") and r.remedy for r in refused)
-
-
-def test_zeros_stay_only_where_a_kernel_reads_them() -> None:
-    judge = FakeJudge(lambda *_: YES)
-    made = engine(judge)
-    run(made, "sparsify{pattern=8:1:2},lower-kernels{choose=all only=hidden.1.*}", None)
-    assert len(judge.asked) == 1
-    assert lowered(made.model) == {"linear_2"}
-    assert zeros(made.model) == set()  # what is packed holds none
-    kept = [r.proposal.type for r in made.records if r.kind == "passed" and r.proposal]
-    assert kept == ["set-mask", "fold-mask", "lower-linear"]
-
-
-@pytest.mark.parametrize("saliency", ["taylor", "random"])
-def test_scores_last_as_long_as_masks_may_be_set_again(saliency: str) -> None:
-    made = engine(FakeJudge(lambda *_: YES))
-    made.context = Context(data=[((torch.randn(16, 3),), {})])
-    text = (
-        f"sparsify{{pattern=8:1:2 saliency={saliency}}},lower-kernels{{choose=all only=hidden.1*}}"
-    )
-    run(made, text, None)
-    assert lowered(made.model) == {"linear_2"}
-    assert not made.model.payloads
-
-
-def test_repair_between_zeros_and_kernels_runs_again_without_the_idle_ones() -> None:
-    made = engine(FakeJudge(lambda *_: YES))
-    made.context = Context(data=[((torch.randn(16, 3),), {})] * 2, baseline=chain())
-    sparse = "sparsify{pattern=8:1:2 keep-masks=true},distil{steps=2},"
-    run(made, sparse + "lower-kernels{choose=all only=hidden.1*}", None)
-    assert lowered(made.model) == {"linear_2"}
-    kept = [r.proposal.type for r in made.records if r.kind == "passed" and r.proposal]
-    assert kept == ["set-mask", "distil", "lower-linear"]
-    assert len([r for r in made.records if r.pass_name == "distil"]) == 1
-    assert not {r.code for r in made.records if r.kind != "passed"} - {
-        "pattern-size", "no-kernel-for-it",
-    }  # fmt: skip
-
-
-INTEGERS = "sparsify{pattern=8:1:2},quantize{least=1},lower-kernels{choose=all}"
-
-
-def test_kernels_must_pay_beside_what_is_faster_by_itself() -> None:
-    """Zeros and kernels are held against the integers without them, and then all of it."""
-    asked: list[tuple[set[str], set[str]]] = []
-
-    def decide(baseline: Model, candidate: Model) -> Judgement:
-        asked.append((lowered(baseline), lowered(candidate)))
-        return NO if lowered(candidate) else YES
-
-    model = chain()
-    made = engine(FakeJudge(decide), copy.deepcopy(model))
-    run(made, INTEGERS, None)
-    assert [(bool(a), bool(b)) for a, b in asked] == [(False, True), (False, False)]
-    kept = {r.proposal.type for r in made.records if r.kind == "passed" and r.proposal}
-    assert kept == {"quantize-layers"}
-    missed = [r for r in made.records if r.kind == "missed" and r.proposal]
-    assert {(r.pass_name, r.code) for r in missed} == {
-        ("sparsify", "gate-reject"),
-        ("lower-kernels", "gate-reject"),
-    }
-    plain = engine(FakeJudge(lambda *_: YES), model)
-    run(plain, "quantize{least=1}", None)
-    x = torch.randn(4, 3)
-    assert torch.equal(made.model(x), plain.model(x))
-    assert made.judgements[0][0].startswith("zeros and kernels of ")
-
-
-def test_kernels_that_pay_stay_with_their_zeros() -> None:
-    made = engine(FakeJudge(lambda *_: YES))
-    records = run(made, INTEGERS, None)
-    assert len(made.judgements) == 2
-    assert len(made.accepted) == 1
-    assert made.judgements[0][0].startswith("zeros and kernels of ")
-    assert len(lowered(made.model)) == LAYERS - 1
-    assert not [r for r in records if r.kind == "missed" and r.proposal]
-
-
-def test_zeros_wait_for_kernels_and_integers_do_not() -> None:
-    judge = FakeJudge(lambda *_: YES)
-    made = engine(judge)
-    run(made, "sparsify{pattern=8:1:2},quantize{least=1},lower-kernels{only=nothing}", None)
-    kept = [r.proposal.type for r in made.records if r.kind == "passed" and r.proposal]
-    assert set(kept) == {"quantize-layers"}
-    integers = [t for name, t in made.model.all_tensors() if name.endswith("_int8")]
-    assert len(integers) == len(kept)
-    assert all((t == 0).float().mean() < 0.2 for t in integers)
-
-
-def test_without_a_gate_zeros_stay() -> None:
-    judge = FakeJudge(lambda *_: Judgement(True, "not-measured", "no gate"), gate=None)
-    made = engine(judge)
-    run(made, "sparsify{pattern=8:1:2},lower-kernels{only=nothing}", None)
-    assert len(zeros(made.model)) == LAYERS - 1  # the pattern does not divide the first
 
 
 # -- quality and finetuning ----------------------------------------------------------------------
