@@ -86,6 +86,9 @@ SUITES = {
     "cpu_memory": Suite(
         "kernels/cpu_memory.py", "what new memory costs run-sparse layers with many samples"
     ),
+    "cpu_heap": Suite(
+        "kernels/cpu_heap.py", "what a step costs where the freed end of the heap is given back"
+    ),
     "minilm": Suite("end_to_end/minilm.py", "MiniLM pruned within 1%, every backend beside it"),
     "minilm_held_out": Suite(
         "end_to_end/minilm_held_out.py", "what the pruned MiniLM forgot, on unseen texts"
