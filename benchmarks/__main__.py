@@ -98,6 +98,12 @@ SUITES = {
         "BERT-base with random weights through esper-opt, backend by backend",
         ("--device", "cpu"),
     ),
+    "cpu_end_to_end_bfloat16": Suite(
+        "end_to_end/random_transformers.py",
+        "the same in bfloat16, where kernels are",
+        ("--device", "cpu", "--dtype", "bfloat16"),
+        _full,
+    ),
     "kernels_cpu": Suite(
         "kernels/cpu.py",
         "our kernels beside oneDNN, MKL and int8 on this CPU (an hour)",

@@ -2,6 +2,7 @@
 
     python benchmarks/end_to_end/random_transformers.py                       # needs CUDA
     python benchmarks/end_to_end/random_transformers.py --device cpu          # one thread
+    python benchmarks/end_to_end/random_transformers.py --device cpu --dtype bfloat16
     python benchmarks/end_to_end/random_transformers.py --device cpu --small  # rehearsal
 
 Weights are random, since only time is asked: of the model as it was, and of what the passes left.
@@ -161,28 +162,28 @@ def cuda_cells() -> list[Cell]:
     ]
 
 
-def cpu_cells() -> list[Cell]:
-    """BERT on every backend that can run the result."""
+def cpu_cells(dtype: str) -> list[Cell]:
+    """BERT on every backend that can run the result; in bfloat16 where kernels are."""
     runs, neurons, int8, runs_int8 = PIPELINES
-    wanted = {
+    wanted: dict[str, tuple[str, ...]] = {
         "eager": (runs, neurons, int8, runs_int8),
         "inductor": (runs, neurons),
-        "onnxruntime": (neurons, int8),
-        "openvino": (neurons, int8),
     }
+    if dtype == "float32":
+        wanted |= {"onnxruntime": (neurons, int8), "openvino": (neurons, int8)}
     return [Cell("BERT-base", what, 1, backend) for backend in wanted for what in wanted[backend]]
 
 
 def measure(
-    cells: Sequence[Cell], device: str, small: bool, longest: float, budget: float
+    cells: Sequence[Cell], device: str, dtype: str, small: bool, longest: float, budget: float
 ) -> list[dict[str, Any]]:
     """One row for each cell; those that time does not reach say so."""
     end = time.monotonic() + budget
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         models = dict.fromkeys(cell.model for cell in cells)
-        saved = {name: save(name, Path(scratch), small, dtype) for name in models}
+        stored = getattr(torch, dtype)
+        saved = {name: save(name, Path(scratch), small, stored) for name in models}
         for cell in cells:
             left = min(longest, end - time.monotonic())
             row: dict[str, Any] = vars(cell).copy()
@@ -198,6 +199,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="bfloat16 with CUDA")
     parser.add_argument("--small", action="store_true", help="toy sizes; leaves no result")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--longest", type=float, default=480.0, help="seconds of one run")
@@ -206,18 +208,23 @@ def main() -> None:
     cpu = options.device == "cpu"
     if cpu:
         torch.set_num_threads(options.threads)
-    cells = cpu_cells() if cpu else cuda_cells()
-    rows = measure(cells, options.device, options.small, options.longest, options.budget_seconds)
+    dtype = options.dtype or ("float32" if cpu else "bfloat16")
+    cells = cpu_cells(dtype) if cpu else cuda_cells()
+    limits = (options.longest, options.budget_seconds)
+    rows = measure(cells, options.device, dtype, options.small, *limits)
     if options.small:
         return
     more: dict[str, Any] = {} if cpu else {"device": torch.cuda.get_device_name()}
     used = dict.fromkeys(cell.passes for cell in cells)
+    result = "gpu_end_to_end"
+    if cpu:
+        result = "cpu_end_to_end" if dtype == "float32" else f"cpu_end_to_end_{dtype}"
     write(
-        "cpu_end_to_end" if cpu else "gpu_end_to_end",
+        result,
         f"Transformers of random weights through esper-opt on {options.device}, "
-        f"{'float32' if cpu else 'bfloat16'}, {LENGTH} tokens",
+        f"{dtype}, {LENGTH} tokens",
         rows,
-        command="python -m benchmarks cpu_end_to_end" if cpu else "benchmarks/gpu_suite.sh",
+        command=f"python -m benchmarks {result}" if cpu else "benchmarks/gpu_suite.sh",
         notes=[
             *(f"{what}: `{PIPELINES[what]}`." for what in used),
             "Before and after are on the same backend. Bounds are one-sided at 99%.",
