@@ -107,6 +107,11 @@ def _below(found: Decision) -> str:
 
 def _undecided(found: Decision) -> str:
     return (
-        f"{found.speedup:.3f}x, between {found.lower:.3f}x and {found.upper:.3f}x, "
+        f"{found.speedup:.3f}x, between {factor(found.lower)}x and {factor(found.upper)}x, "
         f"against a bar of {1 + found.delta_effective:.3f}x."
     )
+
+
+def factor(value: float) -> str:
+    """A ratio of times for people: in three decimals, unless too few processes bound it."""
+    return f"{value:.3f}" if value < 1000 else f"{value:.0e}"

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from esper.errors import GateError
-from esper.gate.sequential import Conclusion, Draw, Outcome, Stage, advance
+from esper.gate.sequential import Conclusion, Draw, Outcome, Stage, advance, factor
 from esper.gate.statistics import Rule, Samples
 
 
@@ -108,7 +108,7 @@ class Verdict(BaseModel):
         return (
             f"{word}: {self.baseline.milliseconds:.3f} ms ({self.baseline.backend}) -> "
             f"{self.candidate.milliseconds:.3f} ms ({self.candidate.backend}), "
-            f"{self.speedup:.3f}x [{self.lower:.3f}, {self.upper:.3f}]; {self.reason}"
+            f"{self.speedup:.3f}x [{factor(self.lower)}, {factor(self.upper)}]; {self.reason}"
         )
 
 

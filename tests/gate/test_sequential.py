@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from esper.gate.sequential import Conclusion, Draw, Stage, advance
+from esper.gate.sequential import Conclusion, Draw, Stage, advance, factor
 from esper.gate.statistics import Rule, Samples
 from tests.gate.support import simulated
 
@@ -87,6 +87,15 @@ def test_running_out_of_time_never_accepts_without_confirmation(confirmed: int) 
     assert isinstance(end, Conclusion)
     assert (end.outcome, end.stage) == ("ambiguous", "search")
     assert "not confirmed" in end.reason
+
+
+def test_bounds_of_two_processes_that_disagree_are_no_row_of_digits() -> None:
+    two = Samples(simulated(1, 0.0).processes + simulated(1, 3.0, seed=1).processes)
+    end = advance(two, NONE, RULE, ended=SEARCH)
+    assert isinstance(end, Conclusion)
+    assert end.decision.upper > 1000
+    assert f"and {end.decision.upper:.0e}x, against" in end.reason
+    assert (factor(0.0), factor(999.0), factor(8765801359.7)) == ("0.000", "999.000", "9e+09")
 
 
 def test_a_look_is_not_taken_twice() -> None:
