@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from esper.cli.shell import INTERRUPTED
 from esper.errors import UsageError
 
 _MODEL = "Model and data"
@@ -401,12 +402,17 @@ def make_app(name: str, *commands: Callable[..., Any]) -> typer.Typer:
 
 
 def run_app(app: typer.Typer, name: str, argv: Sequence[str]) -> bool:
-    """Run the application; True when it printed help instead. Raises UsageError."""
+    """Run the application; True when it printed help instead.
+
+    Raises:
+        UsageError: the words are none of its.
+        KeyboardInterrupt: a command was interrupted.
+    """
     import difflib
 
     command = typer.main.get_command(app)
     try:
-        return bool(command.main(list(argv), prog_name=name, standalone_mode=False) == 0)
+        code = command.main(list(argv), prog_name=name, standalone_mode=False)
     except Exception as error:
         message = getattr(error, "format_message", None)
         if message is None:
@@ -421,6 +427,9 @@ def run_app(app: typer.Typer, name: str, argv: Sequence[str]) -> bool:
         close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"see {name} --help"
         raise UsageError(f"there is no option {wrong}; {hint}") from error
+    if code == INTERRUPTED:  # how typer answers what was raised inside
+        raise KeyboardInterrupt
+    return bool(code == 0)
 
 
 def _command(cls: type[Any], receive: Callable[[Any], None]) -> Callable[..., None]:

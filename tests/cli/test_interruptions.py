@@ -6,6 +6,8 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -174,6 +176,23 @@ def test_a_signal_while_writing(server: Server, folder: Path, number: signal.Sig
         return state == "wait_for_partner" or _syscall(run.pid) in ("2", "257")
 
     interrupt(server, folder, argv, writing, number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_another_program(folder: Path, number: signal.Signals) -> None:
+    """`esper` runs its commands inside the parser, which has an answer of its own."""
+    mark = folder / "at_trace"
+    mark.unlink(missing_ok=True)
+    argv = "inspect weights.pt --model user.py:Slow --inputs x=float32[4,6]".split()
+    command = [sys.executable, "-m", "esper.cli.main", *argv]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as running:
+        while not mark.exists():
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(number)
+        _, said = running.communicate(timeout=60)
+    assert said == "esper: error: interrupted: nothing was half-written\n"
+    assert running.returncode == 130
 
 
 def _syscall(pid: int) -> str:
