@@ -1,9 +1,10 @@
 """On a CPU, what new memory costs, and how to pay less.
 
-Memory that was never written is mapped page by page, at up to a microsecond and more for 4 KiB.
-Small pieces come from the heap, whose end glibc gives back whenever more than its trim threshold is
-free there, to be mapped again at the next call. Whether that happens at every call, at twice the
-time of a step, or never, hangs on where the heap happens to end.
+Memory that was never written is mapped page by page, 4 KiB at a time, which takes longer than
+writing it does. Small pieces come from the heap, whose end glibc gives back whenever more than its
+trim threshold is free there, to be mapped again at the next call. Whether that happens at every
+layer or never hangs on where the heap of a process happens to end (`vnm_linear/README.md` has
+figures).
 
 Memory from 32 MiB on is mapped anew at each call (mallopt(3), M_MMAP_THRESHOLD) and cleared page by
 page when it is first written, in pages of 4 KiB unless asked otherwise: as long as a sparse product

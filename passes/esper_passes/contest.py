@@ -82,7 +82,7 @@ class Ground:
 def fight(contest: Contest, ground: Ground, bar: float) -> Ratio:
     """Time both ways, until it is clear whether the kernel is `bar` times as fast."""
     x, training = contest.input(), ground.objective == "training"
-    count = max(1, min(_COPIES, -(-ground.working_set // contest.bytes)))
+    count = max(1, min(_COPIES, ground.working_set // max(1, contest.bytes)))
     copies = [contest.ways(x) for _ in range(count)]
     if training or not ground.frozen:
         for leaf in (leaf for ways in copies for way in ways for leaf in way.leaves):

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from esper.ir.model import Model
 
 _ROWS_ALONE = (torch.ops.aten.embedding.default,)  # read a few rows of a table, not all of it
-# Enough to drive a layer out of the caches of one core (L2 of 0.5 to 2 MiB; L3 is shared, and
-# measurements with 8 and with 64 MiB agree), and twice the L2 of an H100 (50 MB).
+# Enough to drive a layer out of the caches of one core (an L2 has a few MiB at most), and twice the
+# L2 of an H100 (50 MB).
 _MOST = {"cpu": 32 << 20, "cuda": 128 << 20}
 
 
