@@ -16,6 +16,15 @@ def test_linux_names_the_model(tmp_path: Path) -> None:
     assert processor(listed) == "Some � CPU: 3"
 
 
+def test_generations_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    listed = tmp_path / "cpuinfo"
+    core = "processor\t: {}\ncpu family\t: {}\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\n"
+    listed.write_text(core.format(0, 26) + core.format(1, 25))
+    assert processor(listed) == "AMD EPYC, family 26 model 2"
+    listed.write_text(core.format(0, 25))
+    assert processor(listed) == "AMD EPYC, family 25 model 2"
+
+
 @pytest.mark.parametrize("content", [None, "processor\t: 0\n"])
 def test_elsewhere_python_knows(
     content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
