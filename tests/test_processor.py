@@ -12,7 +12,7 @@ from esper.processor import processor
 
 def test_linux_names_the_model(tmp_path: Path) -> None:
     listed = tmp_path / "cpuinfo"
-    listed.write_bytes(b"processor\t: 0\nmodel name\t: Some \xff CPU: 3\nmodel name\t: Other\n")
+    listed.write_bytes(b"processor\t: 0\nmodel name\t: Some \xff CPU: 3\n\nmodel name\t: Other\n")
     assert processor(listed) == "Some � CPU: 3"
 
 
