@@ -31,6 +31,7 @@ def document(selection: Selection, findings: Findings, command: str) -> Document
     cells = [
         {name: _short(value) for name, value in cell.row().items()} for cell in findings.cells()
     ]
+    panels = [_panel(panel) for panel in findings.panels]
     return {
         "format": FORMAT,
         "title": f"Our ops beside their fastest peer on {selection.device.upper()}",
@@ -56,9 +57,10 @@ def document(selection: Selection, findings: Findings, command: str) -> Document
         "map": summaries.short_map(cells),
         "against_dense": summaries.table(cells, "dense"),
         "by_pattern": summaries.by_pattern(cells),
+        "peers": summaries.peers(panels),
         "notes": summaries.notes(cells, findings.skipped),
         "cells": cells,
-        "panels": [_panel(panel) for panel in findings.panels],
+        "panels": panels,
         "skipped": findings.skipped,
     }
 

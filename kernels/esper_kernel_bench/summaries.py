@@ -87,6 +87,31 @@ def by_pattern(cells: Sequence[Row]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: row["dtype"])
 
 
+def peers(panels: Sequence[Row]) -> list[dict[str, Any]]:
+    """A row for each dtype and peer, a column for each M: how fast it is beside the dense layer.
+
+    The dense layer is PyTorch's own, which need not be the fastest one.
+
+    Args:
+        panels: as in a result file; the ratio is the geometric mean over them.
+    """
+    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for panel in panels:
+        for contender in panel["contenders"]:
+            if contender["role"] == "peer":
+                peer = found.setdefault((panel["dtype"], contender["key"]), {})
+                peer.setdefault(panel["m"], []).append(exp(contender["log"]))
+    rows: list[dict[str, Any]] = [
+        {
+            "dtype": dtype,
+            "peer": key.replace(" | ", ", "),
+            **{f"M={m}": _three(geometric(ratios)) for m, ratios in sorted(by_m.items())},
+        }
+        for (dtype, key), by_m in found.items()
+    ]
+    return sorted(rows, key=lambda row: row["dtype"])
+
+
 def notes(cells: Sequence[Row], skipped: Sequence[str]) -> list[str]:
     """What must be known to read the tables."""
     best = Counter(cell["best_outcome"] for cell in cells)

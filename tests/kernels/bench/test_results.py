@@ -126,6 +126,13 @@ def test_pages_can_show_the_tables() -> None:
     assert "over dense" in readme.render(found, {"table": "by_pattern"})
 
 
+def test_peers_stand_beside_the_dense_layer() -> None:
+    best, other = made()["peers"]
+    assert [best["peer"], other["peer"]] == ["best", "other, 128x64@0.5"]  # not ours
+    assert [best["M=3"], best["M=40"]] == pytest.approx([1.25, 1.25], rel=0.02)
+    assert other["M=3"] == pytest.approx(10, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
