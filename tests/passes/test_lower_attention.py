@@ -14,6 +14,7 @@ from esper.ir.ecology import SlotLife
 from esper.ir.model import Model
 from esper.propose import LowerAttentionProjections, QuantizeLayers, RaiseKernel, parse
 from esper_passes.attention_contest import attention_contest
+from esper_passes.contest import Contest
 from esper_passes.example_sizes import ExampleSizes
 from tests import oracle
 from tests.passes.attention_models import HEADS, SIZE, WIDTH, Attention
@@ -128,10 +129,11 @@ def test_both_ways_compute_the_same() -> None:
         assert attention_contest(model, model.nodes["linear_3"], sizes) is None
 
 
-def agree_on_parts(contest: Any) -> None:
+def agree_on_parts(contest: Contest | None) -> None:
     """Both ways give the same queries, keys and values."""
+    assert contest is not None
     torch.manual_seed(3)
-    ways = contest.ways()
+    ways = contest.ways(contest.input())
     present, kernel = (way.run() for way in ways)
     for one, other in zip(present, kernel, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
