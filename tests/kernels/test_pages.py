@@ -72,19 +72,24 @@ def test_a_product_that_is_large(outputs: int, trains: bool) -> None:
 
 
 FAULTS = """
-import resource, sys, torch
+import ctypes, resource, sys, torch
 import esper_kernels.ops
 torch.set_num_threads(1)
 if sys.argv[1] == "op":
     x, weight = torch.randn(2, 4), torch.ones(3, 4, dtype=torch.int8)
     torch.ops.esper.int8_linear(x, weight, torch.ones(3), None)
-faults = []
+libc, size = ctypes.CDLL(None), 3 << 20
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
 for _ in range(5):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    layer = [torch.zeros(3 << 20, dtype=torch.uint8) for _ in range(8)]
-    del layer
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults))
+    layer = [libc.malloc(size) for _ in range(8)]
+    for block in layer:
+        ctypes.memset(block, 1, size)
+    for block in reversed(layer):
+        libc.free(block)
+    last = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(last)
 """
 
 
@@ -98,5 +103,6 @@ def test_what_is_freed_is_kept_after_the_first_op() -> None:
         done = subprocess.run(command, env=ours, capture_output=True, text=True, check=True)
         return int(done.stdout.split()[-1])
 
-    assert faults("nothing") > 1000
-    assert faults("op") < 100
+    # Something that lives may lie behind what is freed, by chance; then nothing is given back.
+    assert any(faults("nothing") > 1000 for _ in range(5))
+    assert all(faults("op") < 100 for _ in range(2))
