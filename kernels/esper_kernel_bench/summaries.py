@@ -95,20 +95,18 @@ def peers(panels: Sequence[Row]) -> list[dict[str, Any]]:
     Args:
         panels: as in a result file; the ratio is the geometric mean over them.
     """
-    found: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for panel in panels:
-        for contender in panel["contenders"]:
-            if contender["role"] == "peer":
-                peer = found.setdefault((panel["dtype"], contender["key"]), {})
-                peer.setdefault(panel["m"], []).append(exp(contender["log"]))
-    rows: list[dict[str, Any]] = [
-        {
-            "dtype": dtype,
-            "peer": key.replace(" | ", ", "),
-            **{f"M={m}": _three(geometric(ratios)) for m, ratios in sorted(by_m.items())},
-        }
-        for (dtype, key), by_m in found.items()
+    measured = [
+        {**contender, "dtype": panel["dtype"], "m": panel["m"]}
+        for panel in panels
+        for contender in panel["contenders"]
+        if contender["role"] == "peer"
     ]
+    rows: list[dict[str, Any]] = []
+    for (dtype, key), some in _grouped(measured, "dtype", "key").items():
+        row: dict[str, Any] = {"dtype": dtype, "peer": key.replace(" | ", ", ")}
+        for (m,), same in sorted(_grouped(some, "m").items()):
+            row[f"M={m}"] = _three(geometric(exp(peer["log"]) for peer in same))
+        rows.append(row)
     return sorted(rows, key=lambda row: row["dtype"])
 
 

@@ -52,7 +52,7 @@ def forward(
             multiply = _one_by_one if grouped_int8.multiplies() else _floating
             rest = multiply(integers, values[whole:], index[full:], rows, run)
             torch.mul(rest, own * scale[whole:], out=product[:, whole:])
-        if full:
+        if full:  # last, since it writes over the integers
             gathered = gather_runs(grouped_int8.unsigned(integers), index[:full], run)
             inner = grouped_int8.multiply(gathered, values, scale, full, rows)
             torch.mul(inner, own, out=product[:, :whole])
