@@ -56,6 +56,7 @@ class Engine:
         self.records: list[Record] = []
         self.judgements: list[tuple[str, Judgement]] = []
         self.accepted: list[Judgement] = []  # those by which something was kept
+        self.finetuned = False  # whether something was kept that was fine-tuned
         self._trials = 0
         self._touched: dict[int, frozenset[str]] = {}  # tensors, by identity of the proposal
         self._runs: list[tuple[Pass, list[int]]] = []  # passes of the unit and what they proposed
@@ -239,7 +240,8 @@ class Engine:
     def _judge(self, committed: Model, passed: Sequence[Record], what: str) -> Judgement:
         self._trials += 1
         lossy = any(r.proposal is not None and r.proposal.type not in _PRESERVING for r in passed)
-        if lossy and self.finetune is not None:
+        trains = lossy and self.finetune is not None
+        if trains:
             self._finetune()
         backends = (self.context.backend, self.manager.backend)
         with self.stack.phase("gate"):
@@ -247,6 +249,7 @@ class Engine:
         if judgement.accepted:
             self.context.backend = self.manager.backend
             self.accepted.append(judgement)
+            self.finetuned |= trains
         self.judgements.append((what, judgement))
         return judgement
 

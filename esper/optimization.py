@@ -44,6 +44,7 @@ class Result:
         verdict: measurement of the whole change, input against result; None if unmeasured.
         backend: the backend on which the result was measured.
         quality: figures of the quality budget before and after, if there was one.
+        finetuned: whether weights of something that was kept were trained by `finetune`.
     """
 
     model: Model
@@ -54,6 +55,7 @@ class Result:
     verdict: Verdict | None = None
     backend: str = "eager"
     quality: dict[str, Any] = field(default_factory=dict)
+    finetuned: bool = False
 
     @property
     def committed(self) -> list[Record]:
@@ -62,8 +64,10 @@ class Result:
 
     @property
     def exact(self) -> bool:
-        """Whether every committed rewrite was exact: then `model` equals `reference`."""
-        return all(r.figures.get("tolerance") == "exact" for r in self.committed)
+        """Whether all that was kept is exact: then `model` equals `reference`."""
+        return not self.finetuned and all(
+            r.figures.get("tolerance") == "exact" for r in self.committed
+        )
 
     @property
     def speedup(self) -> float | None:
@@ -211,6 +215,7 @@ def optimize(
             judgements=engine.judgements,
             verdict=verdict,
             backend=manager.backend,
+            finetuned=engine.finetuned,
         )
         if quality is not None:
             result.quality = quality.judge(work).figures()

@@ -201,6 +201,7 @@ def test_finetuning_is_undone_with_a_refusal() -> None:
     run(made, "cut-one")
     assert calls[0] == 4
     assert_same(before, snapshot(model))
+    assert not made.finetuned
 
 
 def test_finetuning_is_kept_with_an_accepted_unit() -> None:
@@ -210,6 +211,7 @@ def test_finetuning_is_kept_with_an_accepted_unit() -> None:
     run(made, "cut-one")
     assert not torch.equal(made.model.tensor("head.weight"), head)  # type: ignore[arg-type]
     assert not made.model.training
+    assert made.finetuned
 
 
 def test_finetuning_that_fails_rolls_back() -> None:
@@ -227,9 +229,11 @@ def test_finetuning_that_fails_rolls_back() -> None:
 def test_changes_that_preserve_the_function_are_neither_lossy_nor_finetuned() -> None:
     calls: list[Model] = []
     judge = FakeJudge(lambda a, b: YES)
-    run(engine(judge, finetune=calls.append), "choose")
+    made = engine(judge, finetune=calls.append)
+    run(made, "choose")
     assert judge.asked[0][3] is False
     assert calls == []
+    assert not made.finetuned
 
 
 # -- backends ------------------------------------------------------------------------------------

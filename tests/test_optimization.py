@@ -242,6 +242,9 @@ def test_finetuning_sees_the_cut_model_and_is_kept() -> None:
 
     result = esper.optimize(model, "prune{ratio=0.5 align=1}", finetune=finetune)
     assert seen == [4]
+    assert {r.figures["tolerance"] for r in result.committed} == {"exact"}
+    assert result.finetuned
+    assert not result.exact  # the cut is, but weights are no longer those of the reference
     torch.testing.assert_close(result.model.tensor("fc.bias"), model.tensor("fc.bias") + 1.0)  # type: ignore[operator]
 
 

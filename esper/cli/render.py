@@ -101,7 +101,10 @@ def _exactness(result: Result) -> str:
         to = ": the model as it was with the units that were cut at zero" if cut else ""
         return f"every kept change is exact{to}"
     tolerances = Counter(str(r.figures.get("tolerance", "lossy")) for r in result.committed)
-    return "kept changes by tolerance: " + ", ".join(f"{n} {t}" for t, n in tolerances.items())
+    kept = ", ".join(f"{n} {t}" for t, n in tolerances.items())
+    if result.finetuned:
+        return f"weights were fine-tuned, so outputs differ; the kept changes themselves: {kept}"
+    return f"kept changes by tolerance: {kept}"
 
 
 def as_json(result: Result, **more: Any) -> str:
@@ -113,6 +116,7 @@ def as_json(result: Result, **more: Any) -> str:
         "refused": kinds["missed"],
         "failed": kinds["failure"],
         "exact": result.exact if result.committed else None,
+        "finetuned": result.finetuned,
         "backend": result.backend,
         "speedup": result.speedup,
         "verdict": None if result.verdict is None else result.verdict.model_dump(mode="json"),

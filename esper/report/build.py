@@ -55,6 +55,7 @@ def from_result(
         points=tuple(_points(result)),
         timing=pass_times(timing or {}),
         exact=result.exact if changed else None,
+        finetuned=result.finetuned,
         notes=(*result.baseline.notes, *_notes(result), *notes),
     )
 

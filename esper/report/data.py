@@ -114,7 +114,8 @@ class ReportData(_Plain):
         records: what became of every proposal.
         verdicts: every comparison that the gate made.
         final: the verdict on the whole (model returned against model given); None if unmeasured.
-        exact: whether every committed rewrite was exact; None when nothing was committed.
+        exact: whether all that was kept is exact; None when nothing was committed.
+        finetuned: whether weights of something that was kept were trained.
         notes: limits and remarks, one sentence each.
     """
 
@@ -130,4 +131,5 @@ class ReportData(_Plain):
     points: tuple[Point, ...] = ()
     timing: tuple[PassTime, ...] = ()
     exact: bool | None = None
+    finetuned: bool = False
     notes: tuple[str, ...] = ()

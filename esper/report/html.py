@@ -115,6 +115,8 @@ def _tiles(data: ReportData) -> list[Markup]:
     tiles.append(_tile("Proposals", numbers.count(passed), f"passed of {len(asked)}"))
     if data.exact is not None:
         note = "equal to the masked original" if data.exact else "not every change is"
+        if data.finetuned:
+            note = "weights were fine-tuned"
         tiles.append(_tile("Exact", "yes" if data.exact else "no", note))
     return tiles
 

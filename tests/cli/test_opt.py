@@ -307,7 +307,7 @@ def batches():
     assert run_json(capsys, *drift, "--max-loss", "100%")["committed"] == 1
 
 
-def test_training_after_a_lossy_change(model: str, tmp_path: Path) -> None:
+def test_training_after_a_lossy_change(model: str, tmp_path: Path, capsys: Capture) -> None:
     code = """
 import torch
 def tune(module):
@@ -315,8 +315,17 @@ def tune(module):
         dict(module.named_parameters())["last.bias"].fill_(7.0)
 """
     output = tmp_path / "out.esper"
-    run(model, *PRUNE, "--finetune", script(tmp_path, code) + ":tune", "-o", str(output))
+    argv = [model, *PRUNE, "--finetune", script(tmp_path, code) + ":tune"]
+    run(*argv, "-o", str(output))
     assert esper.load(output).get_parameter("last.bias").tolist() == [7.0, 7.0, 7.0]
+    assert "every kept change is exact" not in (shown := capsys.readouterr().out)
+    assert (
+        "weights were fine-tuned, so outputs differ; the kept changes themselves: 1 exact" in shown
+    )
+    found = run_json(capsys, *argv)
+    assert (found["exact"], found["finetuned"]) == (False, True)
+    found = run_json(capsys, model, *PRUNE)
+    assert (found["exact"], found["finetuned"]) == (True, False)
 
 
 def test_pinned_parts_stay(model: str, tmp_path: Path) -> None:

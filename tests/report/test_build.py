@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,6 +48,13 @@ def test_committed_and_measured(cut: Result) -> None:
     assert "2.00 ms" in text
     assert any("Quality was not judged" in note for note in data.notes)
     assert ReportData.model_validate_json(data.model_dump_json()) == data
+
+
+def test_trained_weights_are_not_called_exact(cut: Result) -> None:
+    data = from_result(replace(cut, finetuned=True), title="Net")
+    assert data.exact is False
+    assert "weights were fine-tuned" in Page(render(data)).text
+    assert "weights were fine-tuned" not in Page(render(from_result(cut, title="Net"))).text
 
 
 def test_refused() -> None:
