@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from esper_kernels.scratch import MOST, scratch
+from esper_kernels.scratch import scratch
 
 # Bytes gathered at once. Much less costs calls; over 32 MiB takes twice the time, since glibc then
 # maps memory anew at each allocation (mallopt(3), M_MMAP_THRESHOLD).
@@ -28,7 +28,7 @@ def pieces(groups: int, size: int, most: int = _GATHERED) -> Iterator[slice]:
         yield slice(first, min(first + step, groups))
 
 
-def samples_at_once(samples: int, size: int, most: int = MOST) -> Iterator[slice]:
+def samples_at_once(samples: int, size: int, most: int) -> Iterator[slice]:
     """Slices of samples, as equal as can be, that take `most` bytes, where each takes `size`."""
     parts = -(-samples * size // most)
     step = -(-samples // max(1, min(parts, samples)))

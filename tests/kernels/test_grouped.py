@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import product
 from threading import Barrier
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from esper_kernels import grouped, grouped_int8, ops, scratch
+from esper_kernels import at_once, grouped, grouped_int8, ops, scratch
 from esper_kernels.gathering import samples_at_once
 from esper_kernels.int8 import quantize
 from esper_kernels.layouts import Layouts, library
@@ -181,11 +180,37 @@ def test_memory_is_kept_for_each_thread_and_only_so_much(monkeypatch: pytest.Mon
 def test_samples_in_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than is kept is gathered part by part."""
     monkeypatch.setattr(scratch, "_LEAST", 1)
-    parts = partial(samples_at_once, most=10_000)
-    assert len(list(parts(70, 4 * SIZES.inputs))) > 3
-    monkeypatch.setattr(cpu, "samples_at_once", parts)
+    assert len(list(samples_at_once(70, 4 * SIZES.inputs, 10_000))) > 3
+    monkeypatch.setattr(at_once, "gathered", lambda: 10_000)
     packed, x = sparse(SIZES, dtype), torch.randn(70, SIZES.inputs, dtype=dtype)
     arguments = (packed.index, torch.randn(SIZES.outputs, dtype=dtype), SIZES.rows, SIZES.run)
     out = cpu.forward(x, packed.values, *arguments)
     expected = reference.forward(x, packed.values, *arguments)
     torch.testing.assert_close(out, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("biased", [True, False])
+def test_rounded_samples_in_parts(
+    dtype: torch.dtype, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sample has its own scale, so parts are to the bit what all samples are together."""
+    values, scale, index = _integers()
+    x = torch.randn(70, SIZES.inputs).to(dtype)
+    bias = torch.randn(SIZES.outputs).to(dtype) if biased else None
+    arguments = (x, values, scale, index, bias, SIZES.rows, SIZES.run)
+    whole = dynamic.forward(*arguments)
+    monkeypatch.setattr(at_once, "rounded", lambda: 20_000)
+    parts = dynamic.forward(*arguments)
+    assert torch.equal(parts, whole)
+    close = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(parts, dynamic_reference.forward(*arguments), rtol=close, atol=close)
+
+
+def test_parts_are_smaller_beside_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at_once, "_has_tiles", lambda: False)
+    plain = at_once.gathered(), at_once.rounded()
+    assert plain == (scratch.MOST, 4 << 20)
+    monkeypatch.setattr(at_once, "_has_tiles", lambda: True)
+    assert at_once.gathered() < plain[0]
+    assert at_once.rounded() > plain[1]

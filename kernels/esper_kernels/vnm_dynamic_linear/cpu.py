@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from esper_kernels import grouped_int8
+from esper_kernels import at_once, grouped_int8
 from esper_kernels.gathering import (
     gather_columns,
     gather_rows,
@@ -22,7 +22,6 @@ from esper_kernels.int8 import quantize
 from esper_kernels.pages import new_output
 from esper_kernels.vnm_linear import cpu as floating
 
-_ROUNDED = 4 << 20  # bytes that are made of samples at once: rounding reads them several times
 _MANY = 128  # samples from which turning inputs and outputs costs more
 _EXACT = (1 << 24) // (127 * 127)  # products of which float32 holds every sum
 
@@ -44,10 +43,10 @@ def forward(
     whole = full * rows
     out = new_output(x, len(x), outputs)
     size = max(x.shape[1], outputs) * wide.itemsize + full * values.shape[1]
-    for part in samples_at_once(len(x), size, _ROUNDED):
+    for part in samples_at_once(len(x), size, at_once.rounded()):
         integers, own = quantize(x[part])
         own = own.to(wide).unsqueeze(1)
-        product = x.new_empty(len(integers), outputs, dtype=wide)
+        product = out[part] if out.dtype == wide else out.new_empty(out[part].shape, dtype=wide)
         if whole < outputs:
             multiply = _one_by_one if grouped_int8.multiplies() else _floating
             rest = multiply(integers, values[whole:], index[full:], rows, run)
@@ -56,7 +55,10 @@ def forward(
             gathered = gather_runs(grouped_int8.unsigned(integers), index[:full], run)
             inner = grouped_int8.multiply(gathered, values, scale, full, rows)
             torch.mul(inner, own, out=product[:, :whole])
-        out[part] = product if bias is None else product.add_(bias)
+        if bias is not None:
+            product.add_(bias)
+        if out.dtype != wide:
+            out[part] = product
     return out
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from esper_kernels import grouped
+from esper_kernels import at_once, grouped
 from esper_kernels.gathering import (
     gather_columns,
     gather_rows,
@@ -27,7 +27,6 @@ from esper_kernels.gathering import (
 )
 from esper_kernels.pages import MAPPED, new_output
 from esper_kernels.precision import product_type
-from esper_kernels.scratch import MOST
 
 _MANY = 128  # samples from which two-byte types are multiplied by samples
 _WRITTEN = 4  # a product that is written twice should lie in a cache: a quarter of what is gathered
@@ -62,12 +61,12 @@ def _packed(
     outputs, kept = values.shape
     full = outputs // rows
     whole = full * rows
-    gathered = full * kept * x.element_size()
-    at_once = len(x) * gathered <= MOST and len(x) * outputs * x.element_size() < MAPPED
-    if whole == outputs and at_once:
+    most, size = at_once.gathered(), x.element_size()
+    gathered = full * kept * size
+    if whole == outputs and len(x) * gathered <= most and len(x) * outputs * size < MAPPED:
         return grouped.multiply(gather_runs(x, index, run), values, full, rows, bias)
     out = new_output(x, len(x), outputs)
-    many = samples_at_once(len(x), max(gathered, _WRITTEN * whole * x.element_size()))
+    many = samples_at_once(len(x), max(gathered, _WRITTEN * whole * size), most)
     inner = None if bias is None else bias[:whole]
     for part in many:
         inputs = gather_runs(x[part], index[:full], run)
