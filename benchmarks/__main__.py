@@ -33,12 +33,24 @@ class Suite:
     why_not: Callable[[], str] = lambda: ""
 
 
-def _full() -> str:
-    return "" if has_products(torch.bfloat16) else "it needs a CPU with products of bfloat16"
+_SHORT, _TILES = "products of bfloat16", "tiles (AMX)"
 
 
-def _plain() -> str:
-    return "it needs a CPU without products of bfloat16" if has_products(torch.bfloat16) else ""
+def _cpu(*having: str, lacking: str = "") -> Callable[[], str]:
+    def why_not() -> str:
+        there = {
+            _SHORT: has_products(torch.bfloat16),
+            _TILES: torch.cpu._is_amx_tile_supported(),
+        }
+        for what in having:
+            if not there[what]:
+                return f"it needs a CPU with {what}"
+        return f"it needs a CPU without {lacking}" if there.get(lacking) else ""
+
+    return why_not
+
+
+_full, _tiles, _plain = _cpu(_SHORT, lacking=_TILES), _cpu(_SHORT, _TILES), _cpu(lacking=_SHORT)
 
 
 def _triton(version: str) -> Callable[[], str]:
@@ -77,11 +89,20 @@ SUITES = {
         "run-sparse layers on a CPU beside the designs that lost",
         why_not=_full,
     ),
+    "cpu_designs_amx": Suite(
+        "kernels/cpu_designs.py",
+        "the same on a CPU with AMX",
+        ("--result", "cpu_designs_amx"),
+        _tiles,
+    ),
     "cpu_designs_avx2": Suite(
         "kernels/cpu_designs.py",
         "the same on a CPU without products of bfloat16",
         ("--result", "cpu_designs_avx2"),
         _plain,
+    ),
+    "cpu_parts": Suite(
+        "kernels/cpu_parts.py", "how many samples a run-sparse layer should work on at once"
     ),
     "cpu_memory": Suite(
         "kernels/cpu_memory.py", "what new memory costs run-sparse layers with many samples"
@@ -97,6 +118,13 @@ SUITES = {
         "end_to_end/random_transformers.py",
         "BERT-base with random weights through esper-opt, backend by backend",
         ("--device", "cpu"),
+        _full,
+    ),
+    "cpu_end_to_end_amx": Suite(
+        "end_to_end/random_transformers.py",
+        "the same on a CPU with AMX",
+        ("--device", "cpu", "--result", "cpu_end_to_end_amx"),
+        _tiles,
     ),
     "cpu_end_to_end_bfloat16": Suite(
         "end_to_end/random_transformers.py",
@@ -104,10 +132,22 @@ SUITES = {
         ("--device", "cpu", "--dtype", "bfloat16"),
         _full,
     ),
+    "cpu_end_to_end_bfloat16_amx": Suite(
+        "end_to_end/random_transformers.py",
+        "the same on a CPU with AMX",
+        ("--device", "cpu", "--dtype", "bfloat16", "--result", "cpu_end_to_end_bfloat16_amx"),
+        _tiles,
+    ),
     "kernels_cpu": Suite(
         "kernels/cpu.py",
         "our kernels beside oneDNN, MKL and int8 on this CPU (an hour)",
         why_not=_full,
+    ),
+    "kernels_cpu_amx": Suite(
+        "kernels/cpu.py",
+        "the same on a CPU with AMX (an hour)",
+        (*_output("kernels_cpu_amx"), "--plot", str(readme.ROOT / "docs" / "kernels" / "amx")),
+        _tiles,
     ),
     "kernels_cpu_avx2": Suite(
         "kernels/cpu.py",

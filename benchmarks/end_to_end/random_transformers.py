@@ -200,6 +200,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="bfloat16 with CUDA")
+    parser.add_argument(
+        "--result", metavar="NAME", help="of the file; by default DEVICE_end_to_end"
+    )
     parser.add_argument("--small", action="store_true", help="toy sizes; leaves no result")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--longest", type=float, default=480.0, help="seconds of one run")
@@ -216,9 +219,10 @@ def main() -> None:
         return
     more: dict[str, Any] = {} if cpu else {"device": torch.cuda.get_device_name()}
     used = dict.fromkeys(cell.passes for cell in cells)
-    result = "gpu_end_to_end"
+    usual = "gpu_end_to_end"
     if cpu:
-        result = "cpu_end_to_end" if dtype == "float32" else f"cpu_end_to_end_{dtype}"
+        usual = "cpu_end_to_end" if dtype == "float32" else f"cpu_end_to_end_{dtype}"
+    result = options.result or usual
     write(
         result,
         f"Transformers of random weights through esper-opt on {options.device}, "

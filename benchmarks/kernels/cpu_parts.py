@@ -2,9 +2,9 @@
 
     python benchmarks/kernels/cpu_parts.py [--rounds N]
 
-Layers with many samples, gathered or rounded in parts of several sizes, beside the dense layer of the
-same dtype: medians over rounds in random order, processor time of one thread. What esper_kernels
-takes on this processor is in the notes.
+Layers with many samples, gathered or rounded in parts of several sizes, beside the dense layer of
+the same dtype: medians over rounds in random order, processor time of one thread. What
+esper_kernels takes on this processor is in the notes.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def measure(dtype: torch.dtype, rounds: int) -> Iterator[dict[str, Any]]:
 
 def limited(kind: str, size: int, call: Callable[[], Tensor]) -> Tensor:
     """A call that works on at most so many bytes at once."""
-    with mock.patch.object(at_once, kind, lambda: size):
+    with mock.patch.object(at_once, kind, return_value=size):
         return call()
 
 
