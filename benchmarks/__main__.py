@@ -181,8 +181,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name the suites and stop")
     options = parser.parse_args(argv)
     if options.list:
+        width = max(map(len, SUITES))
         for name, suite in SUITES.items():
-            print(f"{name:16} {suite.about}")
+            print(f"{name:{width}} {suite.about}")
         return 0
     unknown = [name for name in options.suites if name not in SUITES]
     if unknown:

@@ -200,9 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="bfloat16 with CUDA")
-    parser.add_argument(
-        "--result", metavar="NAME", help="of the file; by default DEVICE_end_to_end"
-    )
+    parser.add_argument("--result", metavar="NAME", help="of the file; else by device and type")
     parser.add_argument("--small", action="store_true", help="toy sizes; leaves no result")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--longest", type=float, default=480.0, help="seconds of one run")
