@@ -111,15 +111,21 @@ def _dynamic_shapes(
     auto = torch.export.Dim.AUTO
     names = list(inspect.signature(module.forward).parameters)
     extra = dynamic if isinstance(dynamic, Mapping) else {}
-    unknown = set(extra) - set(names)
+    given = [*names[: len(args)], *kwargs]
+    unknown = set(extra) - set(given)
     if unknown:
-        raise TraceError(f"no input is called {min(unknown)!r}; the inputs are {', '.join(names)}")
+        raise TraceError(f"no input is called {min(unknown)!r}; the inputs are {', '.join(given)}")
 
     def spec(name: str, value: Any) -> Any:
         def leaf(item: Any) -> Any:
             if not isinstance(item, torch.Tensor) or item.ndim == 0:
                 return None
-            wanted = {0, *(d % item.ndim for d in extra.get(name, ()))}
+            wanted = {0}
+            for dim in extra.get(name, ()):
+                if not -item.ndim <= dim < item.ndim:
+                    shape = "x".join(map(str, item.shape))
+                    raise TraceError(f"input {name!r} has no dimension {dim}: it is {shape}")
+                wanted.add(dim % item.ndim)
             return dict.fromkeys(sorted(wanted), auto)
 
         return pytree.tree_map(leaf, value)

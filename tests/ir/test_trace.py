@@ -346,6 +346,21 @@ def test_unknown_name_of_a_dynamic_dimension() -> None:
         esper.trace(nn.Linear(3, 2), (torch.randn(2, 3),), dynamic={"y": [1]})
 
 
+@pytest.mark.parametrize("dim", [2, -3])
+def test_a_dynamic_dimension_that_is_not_there(dim: int) -> None:
+    with pytest.raises(TraceError, match=rf"input 'input' has no dimension {dim}: it is 2x3"):
+        esper.trace(nn.Linear(3, 2), (torch.randn(2, 3),), dynamic={"input": [dim]})
+
+
+def test_a_dynamic_dimension_of_an_input_that_is_not_given() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            return x if mask is None else x * mask
+
+    with pytest.raises(TraceError, match="no input is called 'mask'; the inputs are x"):
+        esper.trace(Masked(), (torch.randn(2, 3),), dynamic={"mask": [1]})
+
+
 def test_a_batch_that_the_code_fixes_is_noted() -> None:
     class Fixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
