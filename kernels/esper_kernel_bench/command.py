@@ -116,12 +116,15 @@ def kernels_command(done: Callable[[int], None]) -> Callable[..., None]:
         if progress not in ("auto", "never"):
             raise UsageError(f"--progress is auto or never, not {progress!r}")
         if compare is not None:
+            if show is not None or output is not None or plot is not None:
+                raise UsageError("--compare goes with none of --show, --output and --plot")
             done(_compare(*compare, as_json=as_json))
             return
         if show is not None:
             from esper_kernel_bench.document import read
 
             found = read(show)
+            _check(output, plot)
         else:
             _check(output, plot)
             selection = select(

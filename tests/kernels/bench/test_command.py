@@ -52,6 +52,10 @@ def test_a_real_run(tmp_path: Path, capsys: Capture) -> None:
     assert " SAME, " in capsys.readouterr().out
     assert main(["bench", "kernels", "--show", str(path), "--json"]) == 0
     assert capsys.readouterr().out == path.read_text()
+    again = tmp_path / "drawn" / "later"
+    assert main(["bench", "kernels", "--show", str(path), "--plot", str(again)]) == 0
+    drawn = {picture.name for picture in (tmp_path / "plots").glob("*.svg")}
+    assert {picture.name for picture in again.glob("*.svg")} == drawn
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,8 @@ def test_a_real_run(tmp_path: Path, capsys: Capture) -> None:
         (["-o", "no/such/folder.json"], 2, "no directory"),
         (["--show", "absent.json"], 3, "absent.json"),
         (["--compare", "a.json", "b.json"], 3, "a.json"),
+        (["--compare", "a.json", "b.json", "--plot", "plots"], 2, "--compare goes with none of"),
+        (["--compare", "a.json", "b.json", "--show", "a.json"], 2, "--compare goes with none of"),
     ],
 )
 def test_errors_are_one_sentence(words: list[str], code: int, said: str, capsys: Capture) -> None:
