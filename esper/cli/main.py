@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from esper import __version__
 from esper.cli import shell
 from esper.cli.bench import bench_app
 from esper.cli.demo import demo_command
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = codes.append
         commands = (log_command, why_command, replay_command, demo_command)
         app = make_app(NAME, _inspect(done), *(make(done) for make in commands))
+        app.callback()(_program)
         app.add_typer(bench_app(done, load=words[:1] == ["bench"]))
         if run_app(app, NAME, words):
             return 0
@@ -49,6 +51,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not verbose:
             warnings.simplefilter("ignore")
         return shell.run(NAME, body, verbose=verbose, failed=failed)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"{NAME} {__version__}\n")
+        raise typer.Exit
+
+
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_say_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    """Look into models and flight records, run demos and benchmarks."""
 
 
 def _inspect(done: Callable[[int], None]) -> Callable[..., None]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from esper import __version__
 from esper.cli import shell
 from esper.cli.options import Options, parse
 from esper.errors import UsageError
@@ -113,6 +114,10 @@ def _informs(options: Options) -> bool:
     from esper.cli.loaders import nearest
     from esper.passbase import passes
 
+    if options.version:
+        found = json.dumps({"version": __version__}) if options.json else f"{NAME} {__version__}"
+        sys.stdout.write(found + "\n")
+        return True
     if options.list_passes:
         table = passes()
         if options.json:
@@ -134,8 +139,8 @@ def _informs(options: Options) -> bool:
     if options.schema:
         from esper import propose, records
 
-        found = {"proposal": propose.schema(), "record": records.schema()}
-        sys.stdout.write(json.dumps(found, indent=None if options.json else 2) + "\n")
+        both = {"proposal": propose.schema(), "record": records.schema()}
+        sys.stdout.write(json.dumps(both, indent=None if options.json else 2) + "\n")
         return True
     if options.print_pipeline:
         from esper.cli.session import choose_pipeline

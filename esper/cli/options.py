@@ -261,6 +261,9 @@ class Options:
         ),
     ] = None
 
+    version: Annotated[
+        bool, _flag("--version", panel=_LOOK, help="Print the version and stop.")
+    ] = False
     list_passes: Annotated[
         bool, _flag("--list-passes", panel=_LOOK, help="List the passes and stop.")
     ] = False

@@ -163,6 +163,11 @@ def test_errors_are_one_sentence(argv: list[str], code: int, capsys: Capture) ->
     assert_one_sentence(err)
 
 
+def test_version(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"esper {importlib.metadata.version('esper-opt')}\n"
+
+
 def test_help_names_the_commands(capsys: Capture) -> None:
     assert main([]) == 0
     text = capsys.readouterr().out

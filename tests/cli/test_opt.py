@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import re
 import typing
@@ -193,6 +194,13 @@ def test_every_option_is_in_the_help(capsys: Capture) -> None:
     for name in Options.__dataclass_fields__:
         shown = {"input": "INPUT", "level": "-O"}.get(name, "--" + name.replace("_", "-"))
         assert shown in text, name
+
+
+def test_version(capsys: Capture) -> None:
+    run("--version")
+    assert capsys.readouterr().out == f"esper-opt {importlib.metadata.version('esper-opt')}\n"
+    run("--version", "--json")
+    assert json.loads(capsys.readouterr().out) == {"version": esper.__version__}
 
 
 def test_information_about_passes(capsys: Capture) -> None:
