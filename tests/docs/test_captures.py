@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import __main__ as suites
 from benchmarks import readme
@@ -50,19 +51,33 @@ def test_every_suite_has_a_script(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no suite 'gait'" in capsys.readouterr().err
 
 
+CPUS = ("kernels_cpu", "kernels_cpu_amx", "kernels_cpu_avx2")
+
+
+@pytest.mark.parametrize(
+    ("short", "tiles", "here"), [(True, False, 0), (True, True, 1), (False, False, 2)]
+)
 def test_a_suite_about_another_machine_is_not_run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    short: bool,
+    tiles: bool,
+    here: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One of these two is about this CPU, the other would overwrite figures of another one."""
-    names = [name for name in ("kernels_cpu", "kernels_cpu_avx2") if suites.SUITES[name].why_not()]
-    (other,) = names
-    with pytest.raises(SystemExit):
-        suites.main([other])
-    assert f"suite {other!r} cannot run here: it needs a CPU" in capsys.readouterr().err
-    monkeypatch.setattr(suites, "SUITES", {other: suites.SUITES[other]})
+    """One of these is about this CPU, the others would overwrite figures of other ones."""
+    monkeypatch.setattr(suites, "has_products", lambda dtype: short)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    others = [name for name in CPUS if suites.SUITES[name].why_not()]
+    assert others == [name for name in CPUS if name != CPUS[here]]
     monkeypatch.setattr(readme, "pages", list)
-    assert suites.main([]) == 0
-    assert f"== {other} is left out" in capsys.readouterr().out
+    for other in others:
+        with pytest.raises(SystemExit):
+            suites.main([other])
+        assert f"suite {other!r} cannot run here: it needs a CPU" in capsys.readouterr().err
+        with monkeypatch.context() as patch:
+            patch.setattr(suites, "SUITES", {other: suites.SUITES[other]})
+            assert suites.main([]) == 0
+        assert f"== {other} is left out" in capsys.readouterr().out
 
 
 def test_every_figure_of_the_pages_has_a_suite() -> None:
