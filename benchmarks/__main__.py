@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks import readme
-from esper_kernels.precision import has_products
+from esper_kernels.precision import has_products, has_tiles
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,18 @@ class Suite:
     why_not: Callable[[], str] = lambda: ""
 
 
-_SHORT, _TILES = "products of bfloat16", "tiles (AMX)"
+def _tiles() -> str:
+    return "" if has_tiles() else "it needs a CPU with tiles (AMX)"
 
 
-def _cpu(*having: str, lacking: str = "") -> Callable[[], str]:
-    def why_not() -> str:
-        there = {
-            _SHORT: has_products(torch.bfloat16),
-            _TILES: torch.cpu._is_amx_tile_supported(),
-        }
-        for what in having:
-            if not there[what]:
-                return f"it needs a CPU with {what}"
-        return f"it needs a CPU without {lacking}" if there.get(lacking) else ""
-
-    return why_not
+def _plain() -> str:
+    return "it needs a CPU without products of bfloat16" if has_products(torch.bfloat16) else ""
 
 
-_full, _tiles, _plain = _cpu(_SHORT, lacking=_TILES), _cpu(_SHORT, _TILES), _cpu(lacking=_SHORT)
+def _full() -> str:
+    if not _plain():
+        return "it needs a CPU with products of bfloat16"
+    return "" if _tiles() else "it needs a CPU without tiles (AMX)"
 
 
 def _triton(version: str) -> Callable[[], str]:

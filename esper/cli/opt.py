@@ -111,13 +111,14 @@ def _informs(options: Options) -> bool:
     """Print what was asked about passes, if anything was."""
     import json
 
+    if options.version:
+        text = json.dumps({"version": __version__}) if options.json else f"{NAME} {__version__}"
+        sys.stdout.write(text + "\n")
+        return True
+
     from esper.cli.loaders import nearest
     from esper.passbase import passes
 
-    if options.version:
-        found = json.dumps({"version": __version__}) if options.json else f"{NAME} {__version__}"
-        sys.stdout.write(found + "\n")
-        return True
     if options.list_passes:
         table = passes()
         if options.json:
@@ -139,8 +140,8 @@ def _informs(options: Options) -> bool:
     if options.schema:
         from esper import propose, records
 
-        both = {"proposal": propose.schema(), "record": records.schema()}
-        sys.stdout.write(json.dumps(both, indent=None if options.json else 2) + "\n")
+        found = {"proposal": propose.schema(), "record": records.schema()}
+        sys.stdout.write(json.dumps(found, indent=None if options.json else 2) + "\n")
         return True
     if options.print_pipeline:
         from esper.cli.session import choose_pipeline

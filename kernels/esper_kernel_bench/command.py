@@ -120,13 +120,12 @@ def kernels_command(done: Callable[[int], None]) -> Callable[..., None]:
                 raise UsageError("--compare goes with none of --show, --output and --plot")
             done(_compare(*compare, as_json=as_json))
             return
+        _check(output, plot)
         if show is not None:
             from esper_kernel_bench.document import read
 
             found = read(show)
-            _check(output, plot)
         else:
-            _check(output, plot)
             selection = select(
                 shapes=shapes, m=m, patterns=patterns, dtypes=dtypes, device=device, quick=quick,
                 tuned=max_autotune, budget=budget_seconds, seed=seed,

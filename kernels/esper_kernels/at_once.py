@@ -8,23 +8,15 @@ their parts are smaller. Rounding passes over its part several times and has sma
 
 from __future__ import annotations
 
-from functools import cache
-
-import torch
-
+from esper_kernels.precision import has_tiles
 from esper_kernels.scratch import MOST
-
-
-@cache
-def _has_tiles() -> bool:
-    return torch.cpu._is_amx_tile_supported()
 
 
 def gathered() -> int:
     """Bytes of gathered inputs; at most what `scratch` keeps."""
-    return 16 << 20 if _has_tiles() else MOST
+    return 16 << 20 if has_tiles() else MOST
 
 
 def rounded() -> int:
     """Bytes that are made of samples which are rounded to integers first."""
-    return 8 << 20 if _has_tiles() else 4 << 20
+    return 8 << 20 if has_tiles() else 4 << 20

@@ -1,4 +1,4 @@
-"""The type in which a CPU multiplies fastest."""
+"""The type in which a CPU multiplies fastest, and what it multiplies with."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ _CHECKS = {
 def has_products(dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies a floating type here; others take many times as long as float32."""
     return dtype not in _CHECKS or bool(getattr(torch.ops.mkldnn, _CHECKS[dtype], bool)())
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether the processor multiplies tiles (AMX): two-byte types and int8 many times faster."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def product_type(dtype: torch.dtype) -> torch.dtype:

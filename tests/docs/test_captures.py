@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks import __main__ as suites
 from benchmarks import readme
@@ -66,7 +65,7 @@ def test_a_suite_about_another_machine_is_not_run(
 ) -> None:
     """One of these is about this CPU, the others would overwrite figures of other ones."""
     monkeypatch.setattr(suites, "has_products", lambda dtype: short)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(suites, "has_tiles", lambda: tiles)
     others = [name for name in CPUS if suites.SUITES[name].why_not()]
     assert others == [name for name in CPUS if name != CPUS[here]]
     monkeypatch.setattr(readme, "pages", list)

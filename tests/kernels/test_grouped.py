@@ -208,9 +208,9 @@ def test_rounded_samples_in_parts(
 
 
 def test_parts_are_smaller_beside_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(at_once, "_has_tiles", lambda: False)
+    monkeypatch.setattr(at_once, "has_tiles", lambda: False)
     plain = at_once.gathered(), at_once.rounded()
     assert plain == (scratch.MOST, 4 << 20)
-    monkeypatch.setattr(at_once, "_has_tiles", lambda: True)
+    monkeypatch.setattr(at_once, "has_tiles", lambda: True)
     assert at_once.gathered() < plain[0]
     assert at_once.rounded() > plain[1]
