@@ -11,7 +11,7 @@ from esper.passbase import Context, Pass, Proposals, Remark, Rewrite
 from esper.plan import Plan, Refusal
 from esper.propose import Cast as Proposal
 from esper.state import Replace, StateTransform
-from esper_passes.casting import DtypeConflictError, Lowering, computation
+from esper_passes.casting import DtypeConflictError, Lowering, computation, integer_layers
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -44,7 +44,8 @@ class CastRewrite(Rewrite):
     computed as before, and cast where the computation reads it, clamped to the range of the new
     dtype so that a mask of the most negative number does not become infinite. A module that
     raises its input to float32 and lowers its result (RMS norms, softmax) does so still; if the
-    dtypes do not fit together then, everything is lowered.
+    dtypes do not fit together then, everything is lowered. Layers that multiply integers round
+    their rows in full precision (see `integer_layer`).
     """
 
     type: ClassVar[str] = "cast"
@@ -98,7 +99,8 @@ class CastRewrite(Rewrite):
 def wide_tensors(model: Model, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Floating parameters, and buffers that the computation reads, not yet of this dtype.
 
-    By canonical name. Buffers that only context reads (frequencies of rotary tables) stay.
+    By canonical name. Buffers that only context reads (frequencies of rotary tables) stay, as do
+    scales of layers that multiply integers.
     """
     inside = computation(model)
     names = model.canonical_names()
@@ -112,10 +114,12 @@ def wide_tensors(model: Model, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         for node in model.graph.find_nodes(op="get_attr")
         if str(node.target) in names and any(user not in inside for user in node.users)
     }
+    scales = {names[str(layer.scale.target)] for layer in integer_layers(model)}
     return {
         name: tensor
         for name, tensor in model.all_tensors()
         if names[name] == name
+        and name not in scales
         and tensor.is_floating_point()
         and tensor.dtype != dtype
         and (isinstance(tensor, torch.nn.Parameter) or (name in read and name not in context))

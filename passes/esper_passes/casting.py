@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from esper.ir.modes import Path
 from esper.ir.shapes import fake_mode
 from esper.plan import Edit, Insert, Ref, ReplaceUses, SetArg
+from esper_passes.integer_layer import IntegerLayer, integer_layer, wider
 from esper_passes.liveness import fresh
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ def computation(model: Model) -> set[fx.Node]:
     return inside
 
 
+def integer_layers(model: Model) -> list[IntegerLayer]:
+    """Layers that round in full precision, which they go on to do, with their scales."""
+    found = [layer for node in model.graph.nodes if (layer := integer_layer(node)) is not None]
+    return [layer for layer in found if _precise(layer.rows) and _precise(layer.scale)]
+
+
 class Lowering:
     """One attempt at lowering a model, without changing it.
 
@@ -62,6 +69,10 @@ class Lowering:
         self._names = set(model.nodes)
         self._casts: dict[fx.Node, str] = {}
         self._raised: set[fx.Node] = set()
+        layers = integer_layers(model)
+        self._scales = {layer.scale for layer in layers}
+        self._integer = {call: layer for layer in layers for call in layer.arithmetic}
+        self._integer |= {layer.rows: layer for layer in layers if _widens(layer)}
 
     def run(self) -> list[Edit]:
         """Edits that lower the graph. Raises `DtypeConflictError` at the first op that fails."""
@@ -74,6 +85,8 @@ class Lowering:
                 self._values[node] = self._read(node)
             elif node not in self._inside:
                 self._values[node] = node.meta.get("val")
+            elif node in self._integer:
+                self._values[node] = self._arithmetic(node, self._integer[node])
             else:
                 self._values[node] = self._compute(node)
         return self._edits
@@ -81,8 +94,11 @@ class Lowering:
     # -- borders -------------------------------------------------------------------------------
 
     def _enter(self, node: fx.Node) -> Any:
+        """Layers that round in full precision read what came in as it is."""
         value = node.meta.get("val")
-        users = tuple(user.name for user in node.users if user.op != "output")
+        users = tuple(
+            user.name for user in node.users if user.op != "output" and user not in self._integer
+        )
         if not self._wide(value) or not users:
             return value
         first = node.next
@@ -95,7 +111,7 @@ class Lowering:
     def _read(self, node: fx.Node) -> Any:
         value = node.meta.get("val")
         tensor = self._model.tensor(str(node.target))
-        if not self._wide(value):
+        if not self._wide(value) or node in self._scales:
             return value
         context = not isinstance(tensor, torch.nn.Parameter) and any(
             user not in self._inside for user in node.users
@@ -168,6 +184,28 @@ class Lowering:
         except Exception as error:  # any op may reject a dtype in its own way
             raise DtypeConflictError(node, str(error).strip().partition("\n")[0]) from error
         return value
+
+    def _arithmetic(self, node: fx.Node, layer: IntegerLayer) -> Any:
+        """A call of a layer that rounds in full precision, between casts of its rows and result."""
+        value, rows = node.meta["val"], layer.rows
+        if _widens(layer):
+            return value
+        dtype = rows.meta["val"].dtype
+        short = rows.op != "placeholder" and self._values[rows].dtype != dtype
+        if short and node is layer.arithmetic[0]:
+            name = self._insert(
+                f"{rows.name}_wide", aten.to.dtype, (Ref(rows.name),), node, node, dtype
+            )
+            readers = tuple(user.name for user in rows.users if user in layer.arithmetic)
+            self._edits.append(ReplaceUses(rows.name, name, readers))
+        users = tuple(user.name for user in node.users if user.op != "output")
+        if node is not layer.result or not users:
+            return value
+        name = self._insert(
+            f"{node.name}_narrow", aten.to.dtype, (Ref(node.name),), node.next, node
+        )
+        self._edits.append(ReplaceUses(node.name, name, users))
+        return self._lowered(value)
 
     def _check_mixture(self, node: fx.Node, operands: dict[fx.Node, Any]) -> None:
         """Fake kernels accept mixtures that real ones reject, so none may arise.
@@ -255,6 +293,16 @@ class Lowering:
         module = str(like.meta.get("module") or "")
         self._edits.append(Insert(name, "call_function", target, args, before.name, {}, module))
         return name
+
+
+def _precise(node: fx.Node) -> bool:
+    dtype: torch.dtype = node.meta["val"].dtype
+    return dtype == wider(dtype)
+
+
+def _widens(layer: IntegerLayer) -> bool:
+    """Whether its casts are there already."""
+    return layer.rows in layer.calls and layer.rows.target is aten.to.dtype
 
 
 def _floating(value: Any) -> TypeGuard[torch.Tensor]:

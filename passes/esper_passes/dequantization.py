@@ -19,6 +19,7 @@ from esper.plan import Edit, Plan, Ref, Refusal, ReplaceUses, SetArg
 from esper.propose import DequantizeLayers
 from esper.state import Create, Op, StateTransform
 from esper_passes.editing import Inserter
+from esper_passes.integer_layer import integer_layer
 from esper_passes.liveness import drops, dying, erase, fresh, unread
 
 if TYPE_CHECKING:
@@ -109,40 +110,15 @@ def _wide(model: Model, node: fx.Node) -> _Wide | None:
 
 
 def _product(model: Model, end: fx.Node) -> _Product | None:
-    """Back from the last node: reshape, bias, scale, step, product, and the rows before it."""
-    node: Any = end
-    if node.target is aten.reshape.default:
-        node = node.args[0]
-    bias: fx.Node | None = None
-    if node.target is aten.add.Tensor and node.args[1].op == "get_attr":
-        node, bias = node.args
-    outer = _step(node, aten.mul.Tensor, aten.mul.Tensor, aten._int_mm.default)
-    if outer is None:
+    found = integer_layer(end)
+    if found is None:
         return None
-    scale, product = node.args[1], outer
-    ratio = _step(product.args[0], aten.to.dtype, aten.round.default, aten.div.Tensor)
-    columns = product.args[1]
-    if ratio is None or columns.target is not aten.t.default or scale.op != "get_attr":
-        return None
-    stored = _integers(model, columns)
-    source: Any = ratio.args[0]
-    if not stored or not isinstance(source, fx.Node):
-        return None
-    if end.target is aten.reshape.default and source.target is aten.reshape.default:
-        source = source.args[0]
-    values, scales = model.tensor(stored), model.tensor(str(scale.target))
+    stored = str(found.values.target)
+    values, scales = model.tensor(stored), model.tensor(str(found.scale.target))
     assert values is not None
     assert scales is not None
-    return _Product(stored, values * scales[:, None], source, bias)
-
-
-def _step(node: Any, *targets: Any) -> Any:
-    """The last of a row of ops, each the first argument of the one before; None for other rows."""
-    for number, target in enumerate(targets):
-        node = node.args[0] if number else node
-        if not isinstance(node, fx.Node) or node.target is not target:
-            return None
-    return node
+    wide = (values * scales[:, None]).to(end.meta["val"].dtype)
+    return _Product(stored, wide, found.x, found.bias)
 
 
 def _integers(model: Model, node: fx.Node) -> str:

@@ -2,6 +2,10 @@
 
 Each row of the input is rounded to int8 with a scale of its own, multiplied as integers, and scaled
 back. One place says which calls those are, so that what is written is what is recognised.
+
+Half precision is widened before and rounded once after. In its own arithmetic a quotient of the
+largest element could round to 128, which is no int8, sums of integers would lose most of their
+bits, and float16 would divide a row of zeros by zero.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ class IntegerLayer(NamedTuple):
         values, scale: reads of int8 (outputs, inputs) and of a scale for each output.
         bias: node of the bias.
         calls: those of `integer_calls` but the last.
+        rows: what is divided by its steps, in the precision of the layer's arithmetic.
+        result: the last call in that precision.
     """
 
     x: fx.Node
@@ -36,6 +42,20 @@ class IntegerLayer(NamedTuple):
     scale: fx.Node
     bias: fx.Node | None
     calls: tuple[fx.Node, ...]
+    rows: fx.Node
+    result: fx.Node
+
+    @property
+    def arithmetic(self) -> tuple[fx.Node, ...]:
+        """The calls that compute with `rows`, up to `result`."""
+        every = (*self.calls, self.result)
+        start = every.index(self.rows) + 1 if self.rows in every else 0
+        return every[start : every.index(self.result) + 1]
+
+
+def wider(dtype: torch.dtype) -> torch.dtype:
+    """What rows of a dtype are rounded in, and scales of the weight are stored in."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def integer_calls(
@@ -55,9 +75,12 @@ def integer_calls(
         values, scale, bias: as for `IntegerLayer`.
     """
     x = Ref(source.name)
-    flat = source.meta["val"].ndim == 2
+    flat, dtype = source.meta["val"].ndim == 2, source.meta["val"].dtype
+    short = dtype != wider(dtype)
     if not flat:
         x = call(aten.reshape.default, (x, [-1, int(source.meta["val"].shape[-1])]), "rows")
+    if short:
+        x = call(aten.to.dtype, (x, wider(dtype)), "wide")
     size = call(aten.abs.default, (x,), "abs")
     largest = call(aten.amax.default, (size, [-1], True), "largest")
     floor = call(aten.clamp_min.default, (largest, LEAST), "floor")
@@ -71,6 +94,8 @@ def integer_calls(
     last: Call = (aten.mul.Tensor, (rows, scale), "scaled")
     if bias is not None:
         last = (aten.add.Tensor, (call(*last), bias), "biased")
+    if short:
+        last = (aten.to.dtype, (call(*last), dtype), "narrow")
     if not flat:
         result = call(*last)
         last = (aten.reshape.default, (result, _sizes(call, like, source)), "quantised")
@@ -90,12 +115,12 @@ def _sizes(
 
 def integer_linear(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """What those calls compute."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1]).to(wider(x.dtype))
     step = rows.abs().amax(-1, keepdim=True).clamp_min(LEAST) / 127
     small = (rows / step).round().to(torch.int8)
     out = torch._int_mm(small, values.t()) * step * scale
     out = out if bias is None else out + bias
-    return out.reshape(*x.shape[:-1], len(values))
+    return out.to(x.dtype).reshape(*x.shape[:-1], len(values))
 
 
 def integer_layer(node: fx.Node) -> IntegerLayer | None:
@@ -119,23 +144,30 @@ def integer_layer(node: fx.Node) -> IntegerLayer | None:
         bias = biased.args[1]
         calls.append(end)
         end = biased
-    rows: Any = x
+    rows, result = x, end
+    given = _source(rows, aten.to.dtype, wider(rows.meta["val"].dtype))
+    if given is not None and set(rows.users) <= set(calls):
+        dtype = given.meta["val"].dtype
+        narrowed = _follower(end, aten.to.dtype, (end, dtype))
+        if narrowed is not None and dtype != wider(dtype):
+            x, calls, end = given, [rows, *calls, end], narrowed
     shaped = _follower(end, aten.reshape.default, (end, None))
-    if shaped is not None and _restores(shaped, rows):
-        x = rows.args[0]
+    if shaped is not None and _restores(shaped, x):
+        flattened: Any = x
+        x = flattened.args[0]
         sizes = [n for n in shaped.all_input_nodes if n.target is aten.sym_size.int]
-        calls = [rows, *calls, end, *(n for n in sizes if set(n.users) == {shaped})]
+        calls = [flattened, *calls, end, *(n for n in sizes if set(n.users) == {shaped})]
         end = shaped
     if end is not node:
         return None
-    return IntegerLayer(x, values, scale, bias, tuple(calls))
+    return IntegerLayer(x, values, scale, bias, tuple(calls), rows, result)
 
 
 def _product(node: fx.Node) -> fx.Node | None:
     """The product of integers that a node's value comes from by way of a layer's last calls."""
-    ends = (aten.reshape.default, aten.add.Tensor, aten.mul.Tensor)
+    ends = (aten.reshape.default, aten.to.dtype, aten.add.Tensor, aten.mul.Tensor)
     found: Any = node
-    for _ in range(5):
+    for _ in range(6):
         if not isinstance(found, fx.Node):
             return None
         if found.target is aten._int_mm.default:

@@ -130,6 +130,14 @@ def rounded(model: Model, node: fx.Node) -> Lowerable | Refusal | None:
     layer = Lowerable(
         node, found.x, found.values, name, False, found.bias, found.scale, rounding=found.calls
     )
+    for value in (found.rows, found.scale):
+        if value.meta["val"].dtype != torch.float32:
+            return Refusal(
+                "mixed-dtypes",
+                f"%{node.name} rounds with {value.meta['val'].dtype}, and the kernel with float32",
+                node.name,
+                "cast the model before it is quantised",
+            )
     inside = {node, *found.calls}
     if any(user not in inside for call in found.calls for user in call.users):
         return Refusal(
@@ -186,7 +194,7 @@ def _unfit(model: Model, layer: Lowerable) -> Refusal | None:
         )
     given = layer.read if layer.scale is None else layer.scale
     x, weight = layer.x.meta["val"].dtype, given.meta["val"].dtype
-    if x != weight or not weight.is_floating_point:
+    if not layer.rounding and (x != weight or not weight.is_floating_point):
         return Refusal(
             "mixed-dtypes",
             f"%{name} multiplies {x} by {weight}, for which there is no kernel",
@@ -195,13 +203,6 @@ def _unfit(model: Model, layer: Lowerable) -> Refusal | None:
         )
     if layer.scale is None:
         return None
-    if layer.rounding and x != torch.float32:
-        return Refusal(
-            "mixed-dtypes",
-            f"%{name} rounds {x}, and the kernel rounds in float32",
-            name,
-            "quantise layers in float32",
-        )
     outputs = layer.size[0]
     column: tuple[int, ...] = (1, outputs) if layer.columns else (outputs, 1)
     if layer.rounding:

@@ -8,7 +8,7 @@ weight is written out in floating point at each call, and PyTorch's own kernel f
 
 `dynamic-int8` multiplies integers (`aten._int_mm`), which is what makes CPUs with such
 instructions faster: each row of the input is rounded with a scale of its own (as in LLM.int8(),
-Dettmers et al., arXiv:2208.07339, without its outliers).
+Dettmers et al., arXiv:2208.07339, without its outliers), half precision in float32.
 
 Weights that were quantised are buffers and train no more; no master copy is kept. Biases stay
 parameters. The way back (`DequantizeLayers`) gives the rounded weights.
@@ -30,7 +30,7 @@ from esper.propose.swaps import Quantization
 from esper.state import Create, Drop, Op, StateTransform
 from esper_passes.affine import Affine, affine
 from esper_passes.editing import Inserter, encoded, layer_of, weight_of, weight_read
-from esper_passes.integer_layer import LEAST, integer_calls
+from esper_passes.integer_layer import LEAST, integer_calls, wider
 from esper_passes.liveness import fresh
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ GROUPED = ("weight-int8",)  # modes for which it is all one in how many groups a
 def int8(weight: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
     """Symmetric int8 with one scale for each position along `outputs`: (integers, scales)."""
     others = [dim for dim in range(weight.ndim) if dim != outputs]
-    scale = (weight.abs().amax(others, keepdim=True) / 127).clamp_min(LEAST)
-    return (weight / scale).round().clamp(-127, 127).to(torch.int8), scale
+    scale = _scale(weight.abs().amax(others, keepdim=True), 127)
+    return (_wide(weight) / scale).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def int4(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,9 +57,23 @@ def int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     Returns bytes (outputs, inputs / 2) and scales (outputs, inputs / GROUP, 1).
     """
     groups = weight.reshape(len(weight), -1, GROUP)
-    scale = (groups.abs().amax(-1, keepdim=True) / 7).clamp_min(LEAST)
-    whole = ((groups / scale).round().clamp(-7, 7) + 8).to(torch.uint8).reshape(weight.shape)
+    scale = _scale(groups.abs().amax(-1, keepdim=True), 7)
+    whole = ((_wide(groups) / scale).round().clamp(-7, 7) + 8).to(torch.uint8).reshape(weight.shape)
     return whole[:, ::2] | (whole[:, 1::2] << 4), scale
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(wider(tensor.dtype))
+
+
+def _scale(largest: Tensor, steps: int) -> Tensor:
+    """The largest element over its integer, as it is stored: integers are made with that number.
+
+    Never zero, the least positive number of float16 being far above `LEAST`.
+    """
+    limits = torch.finfo(largest.dtype)
+    scale = (_wide(largest) / steps).to(largest.dtype)
+    return scale.clamp_min(max(LEAST, limits.smallest_normal * limits.eps))
 
 
 # -- rewrites --------------------------------------------------------------------------------------
@@ -181,7 +195,7 @@ def _plan(
         if mode == "weight-int4":
             values, scale = int4(weight)
         elif mode == "dynamic-int8":
-            values, scale = int8(layer.matrix(weight).contiguous(), 0)
+            values, scale = int8(_wide(layer.matrix(weight)).contiguous(), 0)
             scale = scale.flatten()
         else:
             values, scale = int8(weight, outputs)
@@ -189,7 +203,7 @@ def _plan(
         names = [fresh(taken, f"{layer.weight}_{part}") for part in (suffix, "scale")]
         taken.update(names)
         ops[names[0]] = (Create(values, trainable=False),)
-        ops[names[1]] = (Create(scale.to(weight.dtype), trainable=False),)
+        ops[names[1]] = (Create(scale, trainable=False),)
         ops[layer.weight] = (Drop(),)
         insert = Inserter(model, node, named)
         reads = [insert.read(name, f"{node.name}_{p}") for name, p in _parts(names, suffix)]
@@ -201,7 +215,7 @@ def _plan(
         named |= {edit.name for edit in insert.edits}
         edits += [*insert.edits, *change, Erase(weight_read(node, layer).name)]
         before += weight.numel() * weight.element_size()
-        after += sum(t.numel() * t.element_size() for t in (values, scale.to(weight.dtype)))
+        after += sum(t.numel() * t.element_size() for t in (values, scale))
     return Plan(
         proposal=proposal,
         summary=f"{len(layers)} weights of {target} in {mode}",

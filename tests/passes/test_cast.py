@@ -14,6 +14,8 @@ from esper.ir.model import Model
 from esper.ir.trace import trace
 from esper.propose import Cast as Proposal
 from esper_passes.cast import Cast
+from esper_passes.integer_layer import integer_layer
+from esper_passes.quantize import Quantize
 from tests.models import MODELS
 from tests.passes.support import apply, drift, drive, ops, refused, same_state
 
@@ -177,6 +179,49 @@ def test_model_whose_raised_values_escape_is_lowered_throughout() -> None:
     assert record.figures["islands"] is False
     norms = [n for n in lowered.graph.nodes if n.target is torch.ops.aten.layer_norm.default]
     assert {n.meta["val"].dtype for n in norms} == {torch.bfloat16}
+
+
+class Rounded(nn.Module):
+    """Layers on rows that come in, on rows inside, and on a sequence; one ends the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.sequence, self.last = nn.Linear(32, 32, bias=False), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """`x` (batch, 32), `y` (batch, length, 32)."""
+        return self.last(torch.relu(self.second(torch.tanh(self.first(x))))), self.sequence(y)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_layers_of_integers_go_on_to_round_in_full_precision(dtype: Half) -> None:
+    torch.manual_seed(0)
+    low, args = getattr(torch, dtype), (torch.randn(3, 32), torch.randn(2, 5, 32))
+    model, _, _ = drive(Quantize(least=1), trace(Rounded().eval(), args))
+    lowered, (record,), _ = drive(Cast(dtype), model)
+    assert record.kind == "passed", record.line()
+    assert record.figures["islands"] is True
+    assert {n: t.dtype for n, t in lowered.all_tensors() if n.endswith("_scale")} == {
+        f"{n}.weight_scale": torch.float32 for n in ("first", "second", "sequence", "last")
+    }
+    assert floating(lowered) == {low}
+    layers = [layer for n in lowered.graph.nodes if (layer := integer_layer(n)) is not None]
+    assert [(layer.x.meta["val"].dtype, layer.rows.meta["val"].dtype) for layer in layers] == [
+        (torch.float32, torch.float32),  # reads an input as it comes in
+        (low, torch.float32),
+        (torch.float32, torch.float32),  # widened before, and an output as it is
+        (low, torch.float32),
+    ]
+    (tanh,) = (n for n in lowered.graph.nodes if n.target is torch.ops.aten.tanh.default)
+    assert tanh.meta["val"].dtype == low
+    assert 0 < drift(model, lowered, args) < BOUND[dtype]
+    assert refused(lowered, Proposal(dtype=dtype)).code == "nothing-to-cast"
+    other: Half = "float16" if dtype == "bfloat16" else "bfloat16"
+    again, (record,), _ = drive(Cast(other), lowered)
+    assert record.kind == "passed", record.line()
+    assert len([n for n in again.graph.nodes if integer_layer(n) is not None]) == len(layers)
+    assert 0 < drift(model, again, args) < BOUND["bfloat16"]
 
 
 # -- refusals ----------------------------------------------------------------------------------

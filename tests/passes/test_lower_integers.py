@@ -138,6 +138,33 @@ def test_a_pipeline_goes_from_zeros_to_integers_to_kernels(tmp_path: Path) -> No
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_goes_the_same_way(dtype: torch.dtype) -> None:
+    x, y = (t.to(dtype) for t in floating()[1:])
+    short = copy.deepcopy(floating()[0]).to(dtype)
+    model = esper.trace(short, (x, y), dynamic={"y": (1,)})
+    integers = esper.optimize(model, "quantize").model
+    found = [n.name for n in integers.graph.nodes if integer_layer(n) is not None]
+    assert found == ["linear_narrow", "linear_1_quantised", "linear_2_quantised"]
+    limit = torch.finfo(dtype).eps  # both round once, from sums that differ in their last bits
+    for node in found:
+        lowered = lower(integers, node)
+        for sequence in (y, torch.zeros(2, 1, 32, dtype=dtype)):
+            wanted, got = integers(x, sequence), lowered(x, sequence)
+            for each, other in zip(got, wanted, strict=True):
+                torch.testing.assert_close(each, other, rtol=limit, atol=1e-6)
+        back, record = lowered.apply(RaiseKernel(node=node))
+        assert record.kind == "passed", record.line()
+        assert graphs_equal(back, integers) is None
+        same_state(back, integers)
+        sizes = ExampleSizes(integers, ((x, y), {}))
+        contest = linear_contest(integers, integers.nodes[node], sizes)
+        assert isinstance(contest, Contest)
+        assert contest.facts["dtype"] == str(dtype).removeprefix("torch.")
+        dense, packed = contest.ways(contest.input())
+        torch.testing.assert_close(dense.run(), packed.run(), rtol=limit, atol=1e-5)
+
+
 def test_integers_without_zeros_are_left_alone() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 32)
@@ -211,7 +238,7 @@ def test_another_expression_is_no_such_layer(node: str, position: int, value: An
     assert integer_layer(edited(lambda _: None).nodes["linear_biased"]) is not None
 
 
-def test_rounding_in_short_types_is_refused() -> None:
+def test_rounding_in_half_precision_is_refused() -> None:
     short = copy.deepcopy(quantised()).to(torch.bfloat16)
     x, y = (t.bfloat16() for t in floating()[1:])
     model = esper.trace(short, (x, y), dynamic={"y": (1,)})

@@ -17,6 +17,7 @@ from esper.ir.graphs_equal import graphs_equal
 from esper.ir.model import Model
 from esper.ir.verifier import verify
 from esper.propose import DequantizeLayers, PruneUnits, QuantizeLayers, QuantizePhage, parse
+from esper_passes.integer_layer import integer_layer
 from esper_passes.quantization import GROUP, int4, int8
 from esper_passes.quantize import Quantize
 from tests import oracle
@@ -227,6 +228,60 @@ def test_integers_compute_what_rounded_rows_and_weights_would() -> None:
     oracle.close(back(x), rounded(model, {"0.weight": 0, "2.weight": 0})(x), "the way back")
     for near in ("relu", *(n.name for n in found.graph.nodes if "stepped" in n.name)):
         assert refusal(found, DequantizeLayers(nodes=(near,))).code == "not-quantised"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_in_float32_and_results_once(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    first, second = nn.Linear(512, 48, dtype=dtype), nn.Linear(48, 8, bias=False, dtype=dtype)
+    x = torch.randn(64, 512).to(dtype)
+    x[3] = 0  # which float16 would divide by zero
+    x[4] *= 1e-3
+    for module, given in ((first, x), (second, torch.randn(2, 5, 48).to(dtype))):
+        model = esper.trace(nn.Sequential(module).eval(), (given,))
+        found, (record,), _ = drive(Quantize(least=1), model)
+        assert record.kind == "passed", record.line()
+        assert found.tensor("0.weight_scale").dtype == torch.float32  # type: ignore[union-attr]
+        got = found(given)
+        assert got.dtype == dtype
+        step = given.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
+        integers = (given.float() / step).round()  # quotients near a half hang on the precision
+        assert int(integers.abs().max()) == 127
+        values, scale = int8(module.weight.detach().float(), 0)
+        bias = None if module.bias is None else module.bias.detach().double()
+        rows, weight = integers.double() * step, values.double() * scale
+        expected = nn.functional.linear(rows, weight, bias)
+        # Half an ulp for the result, and what float32 is off before.
+        limit = torch.finfo(dtype).eps / 2
+        torch.testing.assert_close(got.double(), expected, rtol=limit, atol=2e-5)
+        (end,) = (n.name for n in found.graph.nodes if integer_layer(n) is not None)
+        back, record = found.apply(DequantizeLayers(nodes=(end,)))
+        assert record.kind == "passed", record.line()
+        assert graphs_equal(back, model) is None
+        assert {p.dtype for p in back.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_are_within_half_a_step_of_the_scale_they_have(
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    weight = (torch.randn(40, 64) * torch.logspace(-4, 0, 40)[:, None]).to(dtype)
+    weight[7] = 0
+    groups = weight.reshape(40, -1, GROUP).double()
+    packed, coarse = int4(weight)
+    halves = torch.stack([packed & 15, packed >> 4], -1).reshape(groups.shape)
+    values, scale = int8(weight, 0)
+    for integers, steps, wanted, largest in (
+        (values, scale, weight, 127),
+        (halves.to(torch.int8) - 8, coarse, groups, 7),
+    ):
+        assert steps.dtype == dtype
+        assert bool((steps > 0).all())
+        off = (integers * steps.double() - wanted.double()).abs()
+        # A scale that was rounded down leaves the largest weight out of reach by as much.
+        slack = (wanted.double().abs() - largest * steps.double()).clamp_min(0)
+        assert bool((off <= steps.double() / 2 * 1.001 + slack).all())
 
 
 class Columns(nn.Module):
