@@ -165,6 +165,30 @@ def test_half_precision_goes_the_same_way(dtype: torch.dtype) -> None:
         torch.testing.assert_close(dense.run(), packed.run(), rtol=limit, atol=1e-5)
 
 
+def test_wide_rows_that_serve_others_stay() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 32, dtype=torch.bfloat16)
+    network = nn.Sequential(nn.Linear(32, 48, dtype=torch.bfloat16), nn.ReLU()).eval()
+    model = esper.optimize(esper.trace(network, (x,)), "quantize").model
+    found = integer_layer(model.nodes["linear_narrow"])
+    assert found is not None
+    assert (found.x.name, found.rows.name) == ("input_1", "linear_wide")
+    assert [call.name for call in found.calls[:2]] == ["linear_wide", "linear_abs"]
+    assert found.result.name == "linear_biased"
+    assert found.arithmetic == (*found.calls[1:], found.result)
+    (relu,) = (n for n in model.graph.nodes if n.target is torch.ops.aten.relu.default)
+    with model.graph.inserting_before(relu):
+        other = model.graph.call_function(torch.ops.aten.sum.default, (found.rows,))
+        more = model.graph.call_function(torch.ops.aten.add.Tensor, (relu.args[0], other))
+        other.meta["val"] = found.rows.meta["val"].sum()
+        more.meta["val"] = relu.args[0].meta["val"].float()
+    relu.replace_input_with(relu.args[0], more)
+    assert integer_layer(model.nodes["linear_narrow"]) is None
+    inner = integer_layer(model.nodes["linear_biased"])
+    assert inner is not None
+    assert (inner.x.name, inner.rows.name) == ("linear_wide", "linear_wide")
+
+
 def test_integers_without_zeros_are_left_alone() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 32)

@@ -233,7 +233,7 @@ def test_integers_compute_what_rounded_rows_and_weights_would() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_in_float32_and_results_once(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    first, second = nn.Linear(512, 48, dtype=dtype), nn.Linear(48, 8, bias=False, dtype=dtype)
+    first, second = nn.Linear(512, 48, dtype=dtype), nn.Linear(48, 8, dtype=dtype)
     x = torch.randn(64, 512).to(dtype)
     x[3] = 0  # which float16 would divide by zero
     x[4] *= 1e-3
@@ -248,7 +248,7 @@ def test_half_precision_is_rounded_in_float32_and_results_once(dtype: torch.dtyp
         integers = (given.float() / step).round()  # quotients near a half hang on the precision
         assert int(integers.abs().max()) == 127
         values, scale = int8(module.weight.detach().float(), 0)
-        bias = None if module.bias is None else module.bias.detach().double()
+        bias = module.bias.detach().double()
         rows, weight = integers.double() * step, values.double() * scale
         expected = nn.functional.linear(rows, weight, bias)
         # Half an ulp for the result, and what float32 is off before.
