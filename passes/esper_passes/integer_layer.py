@@ -105,11 +105,15 @@ def integer_calls(
 def _sizes(
     call: Callable[[Any, tuple[Any, ...], str], Ref], like: fx.Node, source: fx.Node
 ) -> list[Any]:
-    """Sizes of the layer's value: one that follows from the others, symbols read off the input."""
+    """Sizes of the layer's value: one symbol follows from the numbers, more are read off the input.
+
+    Of several none follows, since another may be zero.
+    """
     sizes: list[Any] = list(like.meta["val"].shape)
     symbols = [dim for dim, size in enumerate(sizes) if not isinstance(size, int)]
-    for number, dim in enumerate(symbols):
-        sizes[dim] = -1 if number == 0 else call(aten.sym_size.int, (Ref(source.name), dim), "size")
+    for dim in symbols:
+        size = (Ref(source.name), dim)
+        sizes[dim] = -1 if len(symbols) == 1 else call(aten.sym_size.int, size, "size")
     return sizes
 
 

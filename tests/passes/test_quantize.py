@@ -312,7 +312,8 @@ def test_two_symbolic_sizes() -> None:
     model = esper.trace(nn.Sequential(nn.Linear(8, 4)).eval(), (x,), dynamic=sizes)
     found, (record,), _ = drive(Quantize(least=1), model)
     assert record.kind == "passed", record.line()
-    assert found(torch.randn(3, 9, 8)).shape == (3, 9, 4)
+    for shape in ((3, 9), (0, 9), (3, 0), (0, 0)):
+        assert found(torch.randn(*shape, 8)).shape == (*shape, 4)
 
 
 def test_rounding_would_stop_gradients() -> None:
