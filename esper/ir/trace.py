@@ -7,7 +7,8 @@ import linecache
 import os
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -158,9 +159,10 @@ def _export(
         with warnings.catch_warnings():
             # PyTorch warns of its own workings; what the user's code warns of, it does when run.
             warnings.simplefilter("ignore")
-            program = torch.export.export(
-                module, args, kwargs, dynamic_shapes=dynamic, strict=False
-            )
+            with _named_keywords(module, kwargs):
+                program = torch.export.export(
+                    module, args, kwargs, dynamic_shapes=dynamic, strict=False
+                )
         exported = program.module(check_guards=False)
     except Exception as error:
         raise TraceError(explain(error, module)) from error
@@ -168,6 +170,35 @@ def _export(
     exported.meta[_RENAMED] = rename_reserved(exported)
     canonicalize(exported)
     return exported
+
+
+@contextmanager
+def _named_keywords(module: torch.nn.Module, kwargs: dict[str, Any]) -> Iterator[None]:
+    """Give keywords that `**kwargs` takes up a place of their own in the signature of `forward`.
+
+    `torch.export` cannot make sizes dynamic in what `**kwargs` holds, and fails.
+    """
+    forward = module.forward
+    signature = inspect.signature(forward)
+    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    others = [name for name in kwargs if name not in signature.parameters]
+    if not others or len(named) == len(signature.parameters):
+        yield
+        return
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in others]
+    call.__signature__ = signature.replace(parameters=[*named, *added])  # type: ignore[attr-defined]
+    own = vars(module).get("forward")
+    module.forward = call  # of this object alone
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 def _export_in_mode(

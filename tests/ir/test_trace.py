@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -106,6 +107,29 @@ def test_variadic_arguments() -> None:
     inputs = tuple(torch.randn(3, 2, dtype=torch.float64) for _ in range(3))
     model = esper.trace(Many(), inputs)
     both(model, Many(), *(torch.cat([t, t]) for t in inputs))
+
+
+def test_keywords_that_are_taken_up_together() -> None:
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, **others: Tensor) -> Tensor:
+            scaled: Tensor = self.layer(x) * others["scale"]
+            return scaled + others["shift"]
+
+    module = Keywords().eval()
+    x, *others = (torch.randn(3, 5, 4) for _ in range(3))
+    kwargs = dict(zip(("scale", "shift"), others, strict=True))
+    model = esper.trace(module, (x,), kwargs, dynamic={"scale": (1,), "x": (1,), "shift": (1,)})
+    assert list(inspect.signature(module.forward).parameters) == ["x", "others"]
+    assert "forward" not in vars(module)
+    both(model, module, x, **kwargs)
+    longer = {name: torch.randn(2, 7, 4) for name in kwargs}
+    both(model, module, torch.randn(2, 7, 4), **longer)
+    with pytest.raises(TraceError, match="no input is called 'others'; the inputs are x, scale"):
+        esper.trace(module, (x,), kwargs, dynamic={"others": (1,)})
 
 
 # -- tensors -------------------------------------------------------------------------------------
