@@ -35,6 +35,13 @@ def same_value(a: Any, b: Any) -> bool:
     return type(a) is type(b)
 
 
+def same_strides(a: Any, b: Any) -> bool:
+    """The same of their strides, for values that agree in all else."""
+    if isinstance(a, (list, tuple)):
+        return all(map(same_strides, a, b))
+    return not isinstance(a, torch.Tensor) or all(map(same_size, a.stride(), b.stride()))
+
+
 def same_size(a: Any, b: Any) -> bool:
     """Whether two sizes are equal for all values of the symbols, without a guard."""
     x, y = (s if isinstance(s, int) else s.node.expr for s in (a, b))
@@ -119,6 +126,8 @@ def propagate(
 ) -> list[fx.Node]:
     """Recompute `meta["val"]`, everywhere or from `dirty` on while values keep changing.
 
+    Strides count as well, since a `view` may be illegal with others.
+
     Returns the nodes whose value changed in shape or dtype, in graph order. `before`, if given,
     receives the previous value of every node that was recomputed.
     """
@@ -131,10 +140,11 @@ def propagate(
         if before is not None:
             before[node.name] = node.meta.get("val")
         value = evaluate(model, node, mode)
-        if not same_value(value, node.meta.get("val")):
+        same = same_value(value, node.meta.get("val"))
+        if not same:
             changed.append(node)
-            if pending is not None:
-                pending.update(node.users)
+        if pending is not None and not (same and same_strides(value, node.meta["val"])):
+            pending.update(node.users)
         node.meta["val"] = value
     return changed
 

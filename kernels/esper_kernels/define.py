@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +29,7 @@ def define(
     compute: Callable[..., Any],
     cpu: ModuleType,
     devices: Sequence[str] = ("cpu", "cuda"),
+    autocast: bool = True,
 ) -> OpOverload[..., Any]:
     """The operator `esper::name`, opaque to compilers and exporters.
 
@@ -36,23 +38,29 @@ def define(
         shape: `shape(*arguments)` checks them, raises ValueError where they do not go together, and
             returns what the operator returns, with whatever values. Its annotations are the schema.
         compute: `compute(kernels, *arguments)` is the operator with the functions of one device,
-            for a first argument that is not empty. Where it is, the result is zero or empty.
+            for a first argument that is not empty. Where it is, the result is the bias or zero.
         cpu: those functions for a CPU. For CUDA they are in `triton`, in the same folder.
         devices: where the operator runs.
+        autocast: whether `torch.autocast` casts the first argument. Where it does not, the others
+            take the dtype that the first has.
     """
     folder, full = cpu.__name__.split(".")[-2], f"esper::{name}"
 
     def call(kernels: Callable[[], ModuleType], *arguments: Any) -> Any:
         blank = shape(*arguments)
-        if arguments[0].numel() == 0:
-            return blank.zero_() if isinstance(blank, Tensor) else tuple(t.zero_() for t in blank)
-        return compute(kernels(), *arguments)
+        if arguments[0].numel() > 0:
+            return compute(kernels(), *arguments)
+        if not isinstance(blank, Tensor):
+            return tuple(t.zero_() for t in blank)
+        given = None if bias is None else arguments[bias]
+        return blank.zero_() if given is None else blank.copy_(given)  # sums of no products
 
     def on_cpu() -> ModuleType:
         keep_freed()
         return cpu
 
-    schema = infer_schema(shape, mutates_args=())
+    schema, names = infer_schema(shape, mutates_args=()), list(signature(shape).parameters)
+    bias = names.index("bias") if "bias" in names else None
     torch.library.define(full, schema, tags=(torch.Tag.pt2_compliant_tag,))
     kernels = {"cpu": on_cpu, "cuda": lambda: triton_of(folder)}
     for device in devices:
@@ -60,18 +68,18 @@ def define(
     torch.library.register_fake(full, shape)
     operator: OpOverload[..., Any] = getattr(torch.ops.esper, name).default
     for device in devices:
-        torch.library.impl(full, f"Autocast{device.upper()}", _autocast(operator, device))
+        torch.library.impl(full, f"Autocast{device.upper()}", _autocast(operator, device, autocast))
     return operator
 
 
-def _autocast(operator: OpOverload[..., Any], device: str) -> Callable[..., Any]:
+def _autocast(operator: OpOverload[..., Any], device: str, casts: bool) -> Callable[..., Any]:
     """The operator under `torch.autocast`: floating arguments take its dtype, scales do not."""
     scales = {i for i, a in enumerate(operator._schema.arguments) if a.name.endswith("scale")}
 
     def call(*arguments: Any) -> Any:
-        dtype = torch.get_autocast_dtype(device)
+        x, *others = arguments
+        dtype = torch.get_autocast_dtype(device) if casts else x.dtype
         with torch.autocast(device, enabled=False):
-            x, *others = arguments
             return operator(
                 cast(x, dtype),
                 *(a if i in scales else cast(a, dtype, keep=True) for i, a in enumerate(others, 1)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_LEAST = 1e-12  # a row of zeros is divided by this
+_LEAST = 1e-12  # what the largest element of a row of zeros is taken for
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -14,7 +14,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     The weight is about `values * scale[:, None]`: off by half a scale at most.
     """
     wide = weight.detach().float()
-    scale = wide.abs().amax(1, keepdim=True).div_(127).clamp_min_(_LEAST)
+    scale = wide.abs().amax(1, keepdim=True).clamp_min_(_LEAST).div_(127)
     # No quotient is over 127 by more than the rounding of two divisions.
     return (wide / scale).round_().to(torch.int8), scale.squeeze(1)
 

@@ -11,7 +11,7 @@ from esper.passbase import Context, Pass, Proposals, Remark, Rewrite
 from esper.plan import Plan, Refusal
 from esper.propose import Cast as Proposal
 from esper.state import Replace, StateTransform
-from esper_passes.casting import DtypeConflictError, Lowering, computation, integer_layers
+from esper_passes.casting import DtypeConflictError, Lowering, computation, scales
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
@@ -42,10 +42,11 @@ class CastRewrite(Rewrite):
 
     What depends on no parameter and no floating input (rotary tables, masks, positions) is
     computed as before, and cast where the computation reads it, clamped to the range of the new
-    dtype so that a mask of the most negative number does not become infinite. A module that
-    raises its input to float32 and lowers its result (RMS norms, softmax) does so still; if the
-    dtypes do not fit together then, everything is lowered. Layers that multiply integers round
-    their rows in full precision (see `integer_layer`).
+    dtype so that a mask of the most negative number does not become infinite. A number that keeps
+    a divisor from zero (`clamp_min(x, 1e-12)`) and would itself become zero in float16 is raised
+    to the least positive one. A module that raises its input to float32 and lowers its result (RMS
+    norms, softmax) does so still; if the dtypes do not fit together then, everything is lowered.
+    Layers that multiply integers round their rows in full precision (see `integer_layer`).
     """
 
     type: ClassVar[str] = "cast"
@@ -100,7 +101,7 @@ def wide_tensors(model: Model, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Floating parameters, and buffers that the computation reads, not yet of this dtype.
 
     By canonical name. Buffers that only context reads (frequencies of rotary tables) stay, as do
-    scales of layers that multiply integers.
+    scales of layers that multiply integers and of kernels.
     """
     inside = computation(model)
     names = model.canonical_names()
@@ -114,12 +115,12 @@ def wide_tensors(model: Model, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         for node in model.graph.find_nodes(op="get_attr")
         if str(node.target) in names and any(user not in inside for user in node.users)
     }
-    scales = {names[str(layer.scale.target)] for layer in integer_layers(model)}
+    kept = {names[str(read.target)] for read in scales(model)}
     return {
         name: tensor
         for name, tensor in model.all_tensors()
         if names[name] == name
-        and name not in scales
+        and name not in kept
         and tensor.is_floating_point()
         and tensor.dtype != dtype
         and (isinstance(tensor, torch.nn.Parameter) or (name in read and name not in context))

@@ -12,13 +12,15 @@ from torch.utils import _pytree as pytree
 from esper.ir.modes import Path
 from esper.ir.shapes import fake_mode
 from esper.plan import Edit, Insert, Ref, ReplaceUses, SetArg
-from esper_passes.integer_layer import IntegerLayer, integer_layer, wider
+from esper_passes.integer_layer import IntegerLayer, integer_layer
 from esper_passes.liveness import fresh
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
 
 aten = torch.ops.aten
+# Ops by which a small number keeps a divisor from zero.
+_GUARDS = {"clamp_min", "clamp", "add"}
 # Ops with a dtype argument that choose the precision of their own arithmetic.
 _ACCUMULATING = {"softmax", "log_softmax", "sum", "mean", "cumsum", "prod", "var", "std", "norm"}
 
@@ -45,10 +47,25 @@ def computation(model: Model) -> set[fx.Node]:
     return inside
 
 
-def integer_layers(model: Model) -> list[IntegerLayer]:
-    """Layers that round in full precision, which they go on to do, with their scales."""
+def scales(model: Model) -> set[fx.Node]:
+    """Reads of scales that stay in full precision, where integers are multiplied by a kernel."""
+    layers = _integer_layers(model)
+    found = {layer.scale for layer in layers}
+    for node in model.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "esper":
+            named = zip(node.target._schema.arguments, node.args, strict=False)
+            found |= {
+                value
+                for argument, value in named
+                if argument.name.endswith("scale") and isinstance(value, fx.Node)
+            }
+    return found
+
+
+def _integer_layers(model: Model) -> list[IntegerLayer]:
+    """Layers that make their rows float32 and their results what the input was."""
     found = [layer for node in model.graph.nodes if (layer := integer_layer(node)) is not None]
-    return [layer for layer in found if _precise(layer.rows) and _precise(layer.scale)]
+    return [layer for layer in found if layer.rows in layer.calls and layer.rows is not layer.x]
 
 
 class Lowering:
@@ -69,10 +86,9 @@ class Lowering:
         self._names = set(model.nodes)
         self._casts: dict[fx.Node, str] = {}
         self._raised: set[fx.Node] = set()
-        layers = integer_layers(model)
-        self._scales = {layer.scale for layer in layers}
-        self._integer = {call: layer for layer in layers for call in layer.arithmetic}
-        self._integer |= {layer.rows: layer for layer in layers if _widens(layer)}
+        self._scales = scales(model)
+        layers = _integer_layers(model)
+        self._full = {call for layer in layers for call in (layer.rows, *layer.arithmetic)}
 
     def run(self) -> list[Edit]:
         """Edits that lower the graph. Raises `DtypeConflictError` at the first op that fails."""
@@ -85,8 +101,10 @@ class Lowering:
                 self._values[node] = self._read(node)
             elif node not in self._inside:
                 self._values[node] = node.meta.get("val")
-            elif node in self._integer:
-                self._values[node] = self._arithmetic(node, self._integer[node])
+            elif node in self._full:
+                self._values[node] = node.meta["val"]
+            elif node.target is aten.to.other and node.args[0] in self._full:
+                self._values[node] = self._like(node)
             else:
                 self._values[node] = self._compute(node)
         return self._edits
@@ -94,11 +112,8 @@ class Lowering:
     # -- borders -------------------------------------------------------------------------------
 
     def _enter(self, node: fx.Node) -> Any:
-        """Layers that round in full precision read what came in as it is."""
         value = node.meta.get("val")
-        users = tuple(
-            user.name for user in node.users if user.op != "output" and user not in self._integer
-        )
+        users = tuple(user.name for user in node.users if user.op != "output")
         if not self._wide(value) or not users:
             return value
         first = node.next
@@ -164,7 +179,7 @@ class Lowering:
             value = self._values[actual]
             context = actual not in self._inside and actual.op != "get_attr"
             kept = actual.op == "get_attr" and self._wide(value)
-            if (context or kept) and self._wide(value):
+            if (context or kept) and self._wide(value) and actual not in self._scales:
                 value = self._border(actual, node)
             operands[source] = value
         low = any(
@@ -185,27 +200,13 @@ class Lowering:
             raise DtypeConflictError(node, str(error).strip().partition("\n")[0]) from error
         return value
 
-    def _arithmetic(self, node: fx.Node, layer: IntegerLayer) -> Any:
-        """A call of a layer that rounds in full precision, between casts of its rows and result."""
-        value, rows = node.meta["val"], layer.rows
-        if _widens(layer):
-            return value
-        dtype = rows.meta["val"].dtype
-        short = rows.op != "placeholder" and self._values[rows].dtype != dtype
-        if short and node is layer.arithmetic[0]:
-            name = self._insert(
-                f"{rows.name}_wide", aten.to.dtype, (Ref(rows.name),), node, node, dtype
-            )
-            readers = tuple(user.name for user in rows.users if user in layer.arithmetic)
-            self._edits.append(ReplaceUses(rows.name, name, readers))
-        users = tuple(user.name for user in node.users if user.op != "output")
-        if node is not layer.result or not users:
-            return value
-        name = self._insert(
-            f"{node.name}_narrow", aten.to.dtype, (Ref(node.name),), node.next, node
-        )
-        self._edits.append(ReplaceUses(node.name, name, users))
-        return self._lowered(value)
+    def _like(self, node: fx.Node) -> torch.Tensor:
+        """The result of a layer of integers, in the dtype that its input has now."""
+        given = node.args[1]
+        assert isinstance(given, fx.Node)
+        with self._mode:
+            value: torch.Tensor = node.meta["val"].to(self._values[given].dtype)
+        return value
 
     def _check_mixture(self, node: fx.Node, operands: dict[fx.Node, Any]) -> None:
         """Fake kernels accept mixtures that real ones reject, so none may arise.
@@ -213,7 +214,8 @@ class Lowering:
         Element-wise ops promote by rule; in an attempt with islands even that means that a
         raised value has escaped its module.
         """
-        found = {v.dtype for v in operands.values() if _floating(v) and v.ndim > 0}
+        values = [v for source, v in operands.items() if source not in self._scales]
+        found = {v.dtype for v in values if _floating(v) and v.ndim > 0}
         assert isinstance(node.target, torch._ops.OpOverload) or len(found) < 2
         if len(found) < 2 or (not self._islands and torch.Tag.pointwise in node.target.tags):  # type: ignore[union-attr]
             return
@@ -234,6 +236,7 @@ class Lowering:
     def _literals(self, node: fx.Node, low: bool) -> list[tuple[Path, Any]]:
         replaced: list[tuple[Path, Any]] = []
         limits = torch.finfo(self._dtype)
+        least = limits.smallest_normal * limits.eps  # what is less becomes zero
         for path, value in _leaves(node):
             if isinstance(value, torch.dtype):
                 if not value.is_floating_point or value == self._dtype:
@@ -243,6 +246,8 @@ class Lowering:
                 replaced.append((path, self._dtype))
             elif isinstance(value, float) and limits.max < abs(value) < float("inf"):
                 replaced.append((path, limits.max if value > 0 else limits.min))
+            elif isinstance(value, float) and 0 < value < least and _guards(node):
+                replaced.append((path, least))
         return replaced
 
     def _raises(self, node: fx.Node) -> bool:
@@ -295,14 +300,9 @@ class Lowering:
         return name
 
 
-def _precise(node: fx.Node) -> bool:
-    dtype: torch.dtype = node.meta["val"].dtype
-    return dtype == wider(dtype)
-
-
-def _widens(layer: IntegerLayer) -> bool:
-    """Whether its casts are there already."""
-    return layer.rows in layer.calls and layer.rows.target is aten.to.dtype
+def _guards(node: fx.Node) -> bool:
+    assert isinstance(node.target, torch._ops.OpOverload)
+    return node.target._schema.name.split("::")[1] in _GUARDS
 
 
 def _floating(value: Any) -> TypeGuard[torch.Tensor]:

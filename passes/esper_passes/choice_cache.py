@@ -83,7 +83,7 @@ class ChoiceCache:
             return _entries(json.loads(self._path.read_text()))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             self.trouble = f"{self._path} is damaged and is built anew: {error!r}"
             return {}
 

@@ -3,9 +3,10 @@
 Each row of the input is rounded to int8 with a scale of its own, multiplied as integers, and scaled
 back. One place says which calls those are, so that what is written is what is recognised.
 
-Half precision is widened before and rounded once after. In its own arithmetic a quotient of the
-largest element could round to 128, which is no int8, sums of integers would lose most of their
-bits, and float16 would divide a row of zeros by zero.
+Rows are made float32 before, and results have the dtype of the input after. In half precision a
+quotient of the largest element could round to 128, which is no int8, sums of integers would lose
+most of their bits, and float16 would divide a row of zeros by zero. Models in float32 have these
+calls, too, which do nothing until the model is cast or `torch.autocast` hands them half precision.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class IntegerLayer(NamedTuple):
         bias: node of the bias.
         calls: those of `integer_calls` but the last.
         rows: what is divided by its steps, in the precision of the layer's arithmetic.
-        result: the last call in that precision.
+        result: the last call in that precision; the next one makes it that of the input.
     """
 
     x: fx.Node
@@ -75,12 +76,10 @@ def integer_calls(
         values, scale, bias: as for `IntegerLayer`.
     """
     x = Ref(source.name)
-    flat, dtype = source.meta["val"].ndim == 2, source.meta["val"].dtype
-    short = dtype != wider(dtype)
+    flat = source.meta["val"].ndim == 2
     if not flat:
         x = call(aten.reshape.default, (x, [-1, int(source.meta["val"].shape[-1])]), "rows")
-    if short:
-        x = call(aten.to.dtype, (x, wider(dtype)), "wide")
+    given, x = x, call(aten.to.dtype, (x, wider(source.meta["val"].dtype)), "wide")
     size = call(aten.abs.default, (x,), "abs")
     largest = call(aten.amax.default, (size, [-1], True), "largest")
     floor = call(aten.clamp_min.default, (largest, LEAST), "floor")
@@ -94,8 +93,7 @@ def integer_calls(
     last: Call = (aten.mul.Tensor, (rows, scale), "scaled")
     if bias is not None:
         last = (aten.add.Tensor, (call(*last), bias), "biased")
-    if short:
-        last = (aten.to.dtype, (call(*last), dtype), "narrow")
+    last = (aten.to.other, (call(*last), given), "narrow")
     if not flat:
         result = call(*last)
         last = (aten.reshape.default, (result, _sizes(call, like, source)), "quantised")
@@ -151,9 +149,8 @@ def integer_layer(node: fx.Node) -> IntegerLayer | None:
     rows, result = x, end
     given = _source(rows, aten.to.dtype, wider(rows.meta["val"].dtype))
     if given is not None and set(rows.users) <= set(calls):
-        dtype = given.meta["val"].dtype
-        narrowed = _follower(end, aten.to.dtype, (end, dtype))
-        if narrowed is not None and dtype != wider(dtype):
+        narrowed = _follower(end, aten.to.other, (end, given))
+        if narrowed is not None:
             x, calls, end = given, [rows, *calls, end], narrowed
     shaped = _follower(end, aten.reshape.default, (end, None))
     if shaped is not None and _restores(shaped, x):
@@ -169,7 +166,7 @@ def integer_layer(node: fx.Node) -> IntegerLayer | None:
 
 def _product(node: fx.Node) -> fx.Node | None:
     """The product of integers that a node's value comes from by way of a layer's last calls."""
-    ends = (aten.reshape.default, aten.to.dtype, aten.add.Tensor, aten.mul.Tensor)
+    ends = (aten.reshape.default, aten.to.other, aten.add.Tensor, aten.mul.Tensor)
     found: Any = node
     for _ in range(6):
         if not isinstance(found, fx.Node):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING
 
+import torch
+from torch import fx
+
 from esper.ir.origin import Origin
 from esper.passbase import Rewrite
 from esper.plan import Plan, Ref, Refusal, Retarget
@@ -18,6 +21,13 @@ from esper_passes.lowerable import origins
 
 if TYPE_CHECKING:
     from esper.ir.model import Model
+
+aten = torch.ops.aten
+_MOVES = (
+    aten.transpose.int, aten.permute.default, aten.select.int, aten.slice.Tensor,
+    aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default, aten.alias.default,
+    aten.detach.default,
+)  # fmt: skip
 
 
 class LowerAttentionProjectionsRewrite(Rewrite):
@@ -41,6 +51,14 @@ class LowerAttentionProjectionsRewrite(Rewrite):
                 "name the layer of the queries",
             )
         q, k, v = found.parts
+        if (viewed := _viewed([part.turned for part in found.parts])) is not None:
+            return Refusal(
+                "viewed",
+                f"%{viewed.name} views what %{node.name} and its neighbours compute with the "
+                "sequence before the heads, and the kernel writes heads first",
+                node.name,
+                "write reshape in place of view",
+            )
         inner = [q.view, k.layer.node, k.view, v.layer.node, v.view]
         if (place := occupied(model, [node, *inner])) is not None:
             return place
@@ -68,6 +86,15 @@ class LowerAttentionProjectionsRewrite(Rewrite):
             tolerance=proposal.tolerance,
             figures={"heads": q.heads, "kv_heads": k.heads, "head_size": q.size},
         )
+
+
+def _viewed(values: list[fx.Node]) -> fx.Node | None:
+    """A `view` of the values whose dims were moved meanwhile: their strides will be others."""
+    moved = {
+        user for value in values for user in value.users if user.target in _MOVES
+    }  # fmt: skip
+    found = [user for each in moved for user in each.users if user.target is aten.view.default]
+    return min(found) if found else _viewed(list(moved)) if moved else None
 
 
 def _tensors(names: dict[str, str], part: Projection) -> list[str]:

@@ -184,6 +184,8 @@ def _vector(bias: Any) -> bool:
 
 def _unfit(model: Model, layer: Lowerable) -> Refusal | None:
     name, nodes = layer.node.name, model.nodes
+    if layer.bias is not None and layer.bias.meta["val"].shape[0] != layer.size[0]:
+        return Refusal("unusual-form", f"%{name} has one bias for all of its outputs", name)
     users = [u for read in model.readers().get(layer.weight, ()) for u in nodes[read].users]
     if len(users) > 1 or (layer.between is not None and len(layer.between.users) > 1):
         return Refusal(

@@ -131,6 +131,13 @@ def misfit(model: Model, layer: Affine, mode: Quantization) -> Refusal | None:
             "quantise it with mode=weight-int8",
         )
     inputs = layer.matrix(weight).shape[1]
+    if mode == "dynamic-int8" and inputs < 2:
+        return Refusal(
+            "no-integer-kernel",
+            f"%{layer.node} has one input, for which PyTorch's product of integers is wrong",
+            layer.node,
+            "quantise it with mode=weight-int8",
+        )
     if mode == "weight-int4" and (layer.form != "rows" or inputs % GROUP):
         return Refusal(
             "odd-inputs",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import esper
 from esper.ir.graphs_equal import graphs_equal
 from esper.ir.model import Model
 from esper.ir.trace import trace
@@ -207,12 +208,9 @@ def test_layers_of_integers_go_on_to_round_in_full_precision(dtype: Half) -> Non
     }
     assert floating(lowered) == {low}
     layers = [layer for n in lowered.graph.nodes if (layer := integer_layer(n)) is not None]
-    assert [(layer.x.meta["val"].dtype, layer.rows.meta["val"].dtype) for layer in layers] == [
-        (torch.float32, torch.float32),  # reads an input as it comes in
-        (low, torch.float32),
-        (torch.float32, torch.float32),  # widened before, and an output as it is
-        (low, torch.float32),
-    ]
+    assert len(layers) == 4
+    assert {layer.x.meta["val"].dtype for layer in layers} == {low}
+    assert {layer.rows.meta["val"].dtype for layer in layers} == {torch.float32}
     (tanh,) = (n for n in lowered.graph.nodes if n.target is torch.ops.aten.tanh.default)
     assert tanh.meta["val"].dtype == low
     assert 0 < drift(model, lowered, args) < BOUND[dtype]
@@ -222,6 +220,55 @@ def test_layers_of_integers_go_on_to_round_in_full_precision(dtype: Half) -> Non
     assert record.kind == "passed", record.line()
     assert len([n for n in again.graph.nodes if integer_layer(n) is not None]) == len(layers)
     assert 0 < drift(model, again, args) < BOUND["bfloat16"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_kernels_of_integers_keep_their_scales(dtype: Half) -> None:
+    torch.manual_seed(0)
+    low, args = getattr(torch, dtype), (torch.randn(3, 32), torch.randn(2, 5, 32))
+    model = trace(Rounded().eval(), args)
+    for mode in ("dynamic-int8", "weight-int8"):
+        quantize = f"quantize{{mode={mode} least=1}}"
+        pipeline = f"sparsify{{pattern=16:1:2x8}},{quantize},lower-kernels{{choose=all}}"
+        kernels = esper.optimize(model, pipeline).model
+        assert len(kernels.kernel_ops) == 1
+        lowered, (record,), _ = drive(Cast(dtype), kernels)
+        assert record.kind == "passed", record.line()
+        assert lowered.kernel_ops == kernels.kernel_ops
+        scales = {t.dtype for n, t in lowered.all_tensors() if n.endswith("_scale")}
+        assert scales == {torch.float32}
+        assert floating(lowered) == {low}
+        assert 0 < drift(kernels, lowered, args) < BOUND[dtype]
+        assert refused(lowered, Proposal(dtype=dtype)).code == "nothing-to-cast"
+
+
+class Guarded(nn.Module):
+    """Numbers that keep divisors from zero; one that is no guard."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 8) to the same."""
+        x = self.layer(x)
+        unit = nn.functional.normalize(x)
+        return unit + x / (x.abs().sum(-1, keepdim=True) + 1e-10) + x * 1e-9
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rows_of_zeros_are_not_divided_by_zero(dtype: Half) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 8)
+    x[1] = 0
+    model = trace(Guarded().eval(), (x,))
+    lowered, (record,), _ = drive(Cast(dtype), model)
+    assert record.kind == "passed"
+    assert torch.equal(lowered(x)[1], torch.zeros(8))
+    assert 0 < drift(model, lowered, (x,)) < BOUND[dtype]
+    numbers = {arg for n in lowered.graph.nodes for arg in n.args if isinstance(arg, float)}
+    least = {"bfloat16": {1e-12, 1e-10}, "float16": {2.0**-24}}[dtype]
+    assert numbers == least | {1e-9, 2.0}  # the last one is an exponent
 
 
 # -- refusals ----------------------------------------------------------------------------------

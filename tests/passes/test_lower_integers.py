@@ -62,7 +62,7 @@ def quantised() -> Model:
     return esper.optimize(floating()[0], "quantize").model
 
 
-LAYERS = {"linear_biased": 0, "linear_1_quantised": 1, "linear_2_quantised": 2}
+LAYERS = {"linear_narrow": 0, "linear_1_quantised": 1, "linear_2_quantised": 2}
 
 
 def proposal(node: str, kernel: LinearKernel = "vnm_dynamic_linear") -> LowerLinear:
@@ -204,8 +204,8 @@ def test_integers_without_zeros_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("node", "kernel", "code"),
     [
-        ("linear_biased", "vnm_linear", "other-weight"),
-        ("linear_biased", "vnm_int8_linear", "other-weight"),
+        ("linear_narrow", "vnm_linear", "other-weight"),
+        ("linear_narrow", "vnm_int8_linear", "other-weight"),
         ("linear_product", "vnm_dynamic_linear", "no-weight"),
         ("linear_scaled", "vnm_dynamic_linear", "no-weight"),
         ("relu", "vnm_dynamic_linear", "no-weight"),
@@ -234,7 +234,7 @@ def test_a_value_from_inside_that_serves_others_is_refused() -> None:
             more.meta["val"] = first.meta["val"]
         output.args = ((more, *others),)
 
-    assert refused(edited(share), proposal("linear_biased")).code == "shared-value"
+    assert refused(edited(share), proposal("linear_narrow")).code == "shared-value"
 
 
 def test_elsewhere_than_on_a_cpu_there_is_no_such_kernel() -> None:
@@ -244,9 +244,9 @@ def test_elsewhere_than_on_a_cpu_there_is_no_such_kernel() -> None:
 
     model = edited(lambda _: None)
     move(model)
-    assert refused(model, proposal("linear_biased")).code == "no-kernel-there"
+    assert refused(model, proposal("linear_narrow")).code == "no-kernel-there"
     _, x, y = floating()
-    found = linear_contest(model, model.nodes["linear_biased"], ExampleSizes(model, ((x, y), {})))
+    found = linear_contest(model, model.nodes["linear_narrow"], ExampleSizes(model, ((x, y), {})))
     assert found is None
 
 
@@ -258,8 +258,8 @@ def test_another_expression_is_no_such_layer(node: str, position: int, value: An
     def change(model: Model) -> None:
         model.nodes[node].update_arg(position, value)
 
-    assert integer_layer(edited(change).nodes["linear_biased"]) is None
-    assert integer_layer(edited(lambda _: None).nodes["linear_biased"]) is not None
+    assert integer_layer(edited(change).nodes["linear_narrow"]) is None
+    assert integer_layer(edited(lambda _: None).nodes["linear_narrow"]) is not None
 
 
 def test_rounding_in_half_precision_is_refused() -> None:

@@ -48,7 +48,9 @@ def forward(
         own = own.to(wide).unsqueeze(1)
         product = out[part] if out.dtype == wide else out.new_empty(out[part].shape, dtype=wide)
         if whole < outputs:
-            multiply = _one_by_one if grouped_int8.multiplies() else _floating
+            # `torch._int_mm` takes a matrix of one column for its transpose, and is wrong.
+            exact = grouped_int8.multiplies() and values.shape[1] > 1
+            multiply = _one_by_one if exact else _floating
             rest = multiply(integers, values[whole:], index[full:], rows, run)
             torch.mul(rest, own * scale[whole:], out=product[:, whole:])
         if full:  # last, since it writes over the integers
