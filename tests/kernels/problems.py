@@ -46,6 +46,7 @@ class Problem:
         trains: positions, among all arguments, of what has a gradient.
         dims: of x.
         smooth: whether its gradient is its derivative.
+        autocast: whether autocast makes x its type.
     """
 
     op: Any
@@ -54,6 +55,7 @@ class Problem:
     trains: tuple[int, ...]
     dims: int = 2
     smooth: bool = True
+    autocast: bool = True
 
     def arguments(self, sizes: Sizes, dtype: torch.dtype) -> list[Any]:
         """All arguments; x is (samples, inputs), or (2, samples, inputs)."""
@@ -134,7 +136,12 @@ PROBLEMS = {
     "int8_linear": Problem(ops.int8_linear, int8_linear.forward, _int8, (0, 3)),
     "vnm_int8_linear": Problem(ops.vnm_int8_linear, vnm_int8_linear.forward, _vnm_int8, (0, 4)),
     "vnm_dynamic_linear": Problem(
-        ops.vnm_dynamic_linear, vnm_dynamic_linear.forward, _vnm_int8, (0, 4), smooth=False
+        ops.vnm_dynamic_linear,
+        vnm_dynamic_linear.forward,
+        _vnm_int8,
+        (0, 4),
+        smooth=False,
+        autocast=False,
     ),
     "low_rank_linear": Problem(
         ops.low_rank_linear, low_rank_linear.forward, _low_rank, (0, 1, 2, 3)

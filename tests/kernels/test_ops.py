@@ -139,6 +139,19 @@ def test_rounding_is_passed_straight_through() -> None:
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize("size", [1e-13, 1e-12, 1e-11, 1e-9])
+def test_rows_of_tiny_numbers_are_rounded_as_others(size: float) -> None:
+    arguments = PROBLEMS["vnm_dynamic_linear"].arguments(Sizes(bias=False), torch.float32)
+    arguments[0].mul_(size)
+    x, *weights = arguments
+    whole = torch.eye(x.shape[-1])  # each input by itself, where the layer of calls rounds it so
+    step = x.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
+    rounded = (x / step).round() * step
+    expected = rounded.double() @ ops.vnm_int8_linear(whole, *weights).double()
+    found = ops.vnm_dynamic_linear(x, *weights).double()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6 * size)
+
+
 @pytest.mark.parametrize("samples", [0, 4])
 def test_no_inputs_of_size(samples: int) -> None:
     """Rows of zeros are rounded to zeros."""
@@ -162,13 +175,31 @@ def test_results_share_no_memory(problem: Problem, samples: int) -> None:
 
 
 @EACH
+@pytest.mark.parametrize("samples", [1, 16, 200])
+def test_one_input(problem: Problem, samples: int) -> None:
+    """A matrix of one column lies as its transpose does."""
+    arguments = problem.arguments(Sizes(samples, inputs=1, run=1, density=1), torch.float32)
+    agree(problem.op(*arguments), problem.reference(*arguments))
+
+
+@pytest.mark.parametrize("samples", [0, 3])
+def test_no_inputs_at_all(samples: int) -> None:
+    x, bias = torch.empty(samples, 0), torch.arange(4.0)
+    values, scale = torch.empty(4, 0, dtype=torch.int8), torch.ones(4)
+    assert torch.equal(ops.int8_linear(x, values, scale, bias), bias.expand(samples, 4))
+    assert torch.equal(ops.int8_linear(x, values, scale, None), torch.zeros(samples, 4))
+    down, up = torch.empty(2, 0), torch.randn(4, 2)
+    assert torch.equal(ops.low_rank_linear(x, down, up, bias), bias.expand(samples, 4))
+
+
+@EACH
 def test_autocast(problem: Problem) -> None:
     """Types are those of a layer of PyTorch's own, and gradients those of what was given."""
     arguments = problem.trainable(Sizes(), torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         found = outputs(problem.op(*arguments))
     for one, other in zip(found, outputs(problem.reference(*arguments)), strict=True):
-        assert one.dtype == torch.bfloat16
+        assert one.dtype == (torch.bfloat16 if problem.autocast else torch.float32)
         torch.testing.assert_close(one.float(), other, rtol=6e-2, atol=6e-2)
     leaves = [arguments[position] for position in problem.trains]
     for leaf, gradient in zip(

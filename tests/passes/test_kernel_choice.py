@@ -133,7 +133,11 @@ def test_two_processes_keep_what_both_measured() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"format": 7, "entries": {}}', '{"format": 1, "entries": {"a": [1]}}'],
+    [
+        *("", "{", "[]", "{}", "null", '{"format": 7, "entries": {}}', '{"format": 1}'),
+        *('{"format": 1, "entries": {"a": [1]}}', '{"format": 1, "entries": []}'),
+        '{"format": 1, "entries": null}',
+    ],
 )
 def test_a_damaged_file_is_one_remark_and_built_anew(text: str, folder: Path) -> None:
     (folder / "lowering.json").write_text(text)

@@ -13,6 +13,7 @@ from esper.apply import Applier, Journal
 from esper.ir.ecology import SlotLife
 from esper.ir.model import Model
 from esper.propose import LowerAttentionProjections, QuantizeLayers, RaiseKernel, parse
+from esper_passes import lower_attention
 from esper_passes.attention_contest import attention_contest
 from esper_passes.contest import Contest
 from esper_passes.example_sizes import ExampleSizes
@@ -118,6 +119,33 @@ def test_more_refusals() -> None:
     assert refused(small, WISH).code == "no-projections"
     model.ecology.set("slot:mine", SlotLife(input="linear_1"))
     assert refused(model, WISH).code == "occupied-value"
+
+
+class Viewed(Attention):
+    """Values are also handed on as they were before heads came first."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, sequence, width) to twice that width."""
+        batch, length, _ = x.shape
+        heads = [
+            layer(x).view(batch, length, -1, SIZE).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        ]
+        out = torch.nn.functional.scaled_dot_product_attention(*heads)
+        back = [each.transpose(1, 2) for each in (out, heads[2])]
+        return torch.cat([back[0].flatten(2), back[1].view(batch, length, -1)], -1)
+
+
+def test_what_is_viewed_with_other_strides_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = traced(Viewed(), X)
+    found = refused(model, WISH)
+    assert (found.code, found.node) == ("viewed", "linear")
+    # Nothing that a pass overlooks gets past the door: strides are followed as shapes are.
+    monkeypatch.setattr(lower_attention, "_viewed", lambda values: None)
+    _, record = model.apply(WISH)
+    assert record.kind == "failure"
+    assert "view" in record.reason
 
 
 def test_both_ways_compute_the_same() -> None:

@@ -279,6 +279,25 @@ def test_more_refusals() -> None:
     assert (found.code, found.node) == ("shared-tensor", "linear")
 
 
+def test_one_bias_for_all_outputs_is_refused() -> None:
+    class Broadcast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix, self.shift = nn.Parameter(torch.randn(32, 32)), nn.Parameter(torch.ones(1))
+            with torch.no_grad():
+                plant(self.matrix.T)
+
+        def forward(self, x: Tensor) -> Tensor:
+            """(batch, 32) -> (batch, 32)."""
+            return torch.addmm(self.shift, x, self.matrix)
+
+    x = torch.randn(3, 32, dtype=torch.float64)
+    model = traced(Broadcast(), x)
+    wish = LowerLinear(node="addmm", rows=8, run=4)
+    assert refused(model, wish).code == "unusual-form"
+    assert not esper.optimize(model, "lower-kernels{choose=all}").model.kernel_ops
+
+
 @pytest.mark.parametrize(
     "given_",
     [

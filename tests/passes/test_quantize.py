@@ -284,6 +284,43 @@ def test_weights_of_half_precision_are_within_half_a_step_of_the_scale_they_have
         assert bool((off <= steps.double() / 2 * 1.001 + slack).all())
 
 
+def test_one_input_is_refused() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(128, 1, dtype=F64)
+    model = traced(nn.Sequential(nn.Linear(1, 64), nn.ReLU(), nn.Linear(64, 2)), x)
+    wish = QuantizeLayers(nodes=("linear",), mode="dynamic-int8")
+    assert refused(model, wish).code == "no-integer-kernel"
+    found, records, remarks = drive(Quantize(least=1), model)
+    assert [r.kind for r in records] == ["passed"]
+    assert [r.code for r in remarks] == ["no-integer-kernel"]
+    assert 0 < drift(model, found, (x,)) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", ["autocast", "to"])
+def test_what_comes_in_half_precision_is_rounded_in_float32(way: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 64), nn.Linear(64, 16))
+    x = torch.randn(32, 64)
+    model = esper.trace(network.eval(), (x,))
+    # The last layer multiplies the kernel's result in floating point.
+    text = "sparsify{pattern=16:1:2x8 only=2.*},quantize{least=1 only=2.*}"
+    small = esper.optimize(model, text).model
+    kernels = esper.optimize(small, "lower-kernels{choose=all}").model
+    assert kernels.kernel_ops == ("esper::vnm_dynamic_linear",)
+    expected = small(x)
+    for found in (small, kernels):
+        if way == "autocast":
+            with torch.autocast("cpu", dtype):
+                got = found(x)
+        elif found is small:
+            got = copy.deepcopy(found).to(dtype)(x.to(dtype))
+        else:
+            continue  # scales of kernels are float32
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.float(), expected, rtol=0, atol=0.02)
+
+
 class Columns(nn.Module):
     def __init__(self) -> None:
         super().__init__()
