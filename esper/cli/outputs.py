@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import logging
 import os
 import secrets
 import shutil
@@ -22,6 +21,7 @@ from torch.utils import _pytree as pytree
 from esper.cli.export import export_program
 from esper.cli.pt2_read import first_line, quiet_torch
 from esper.errors import OutputError
+from esper.gate.backends.onnx_export import quiet_converter
 from esper.ir.atomic import atomic_write
 from esper.ir.kernels import kernel, modules
 from esper.ir.model import Model
@@ -149,7 +149,8 @@ def _pt2(model: Model, inputs: Batch) -> tuple[memoryview, list[str]]:
     program, notes = export_program(model, inputs)
     buffer = io.BytesIO()
     try:
-        with quiet_torch():
+        with quiet_torch(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch 2.11 warns of how it reads its own files
             torch.export.save(program, buffer)
             buffer.seek(0)
             loaded = torch.export.load(buffer).module()
@@ -183,12 +184,8 @@ def _onnx(model: Model, inputs: Batch) -> tuple[bytes, list[str]]:
 
 
 def _to_onnx(program: torch.export.ExportedProgram) -> Any:
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
     try:
-        logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_torch():
-            warnings.simplefilter("ignore")
+        with quiet_converter(), quiet_torch():
             # As it was exported: with gradients, attention has other strides, and views fail.
             with torch.no_grad():
                 respell(program)
@@ -203,8 +200,6 @@ def _to_onnx(program: torch.export.ExportedProgram) -> Any:
     except Exception as error:
         reason = first_line(_innermost(error))
         raise OutputError(f"the result cannot be converted to ONNX: {reason}") from error
-    finally:
-        logger.setLevel(level)
     if model.ByteSize() >= 2**31:
         raise OutputError("the result is larger than 2 GB, the limit of one .onnx file: write .pt2")
     return model

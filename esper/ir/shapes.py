@@ -87,12 +87,16 @@ def evaluate(model: Model, node: fx.Node, mode: FakeTensorMode) -> Any:
 def compute(node: fx.Node, mode: FakeTensorMode) -> Any:
     """The fake value of a call from those that its operands record; raises what the op raises."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), _operand)
+    return call(node.target, args, kwargs, mode)
+
+
+def call(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mode: FakeTensorMode) -> Any:
+    """The fake value of an op on fake operands; raises what the op raises."""
     # Values are kept for their shapes only: no autograd history, and no guards, which would
     # narrow the ranges of symbols by what some kernel's heuristics asked about the example.
     # As in export, Python kernels come first: some C++ ones would fix a symbolic size.
     with mode, torch.no_grad(), enable_python_dispatcher(), _no_guards(mode):
-        target = SHAPES.get(node.target, node.target)
-        return target(*args, **kwargs)  # type: ignore[operator]
+        return SHAPES.get(target, target)(*args, **kwargs)
 
 
 def add_call(

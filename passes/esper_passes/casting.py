@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import torch
@@ -10,7 +9,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from esper.ir.modes import Path
-from esper.ir.shapes import fake_mode
+from esper.ir.shapes import call, fake_mode
 from esper.plan import Edit, Insert, Ref, ReplaceUses, SetArg
 from esper_passes.integer_layer import IntegerLayer, integer_layer
 from esper_passes.liveness import fresh
@@ -193,9 +192,7 @@ class Lowering:
             args, kwargs = _with(args, kwargs, path, literal)
             self._edits.append(SetArg(node.name, path, literal))
         try:
-            # Guards would fix dynamic sizes by what kernels asked about the example.
-            with self._mode, torch.no_grad(), self._no_guards():
-                value = node.target(*args, **kwargs)  # type: ignore[operator]
+            value = call(node.target, args, kwargs, self._mode)
         except Exception as error:  # any op may reject a dtype in its own way
             raise DtypeConflictError(node, str(error).strip().partition("\n")[0]) from error
         return value
@@ -268,10 +265,6 @@ class Lowering:
         return True
 
     # -- helpers -------------------------------------------------------------------------------
-
-    def _no_guards(self) -> AbstractContextManager[None]:
-        env = self._mode.shape_env
-        return nullcontext() if env is None else env.suppress_guards()
 
     def _wide(self, value: Any) -> TypeGuard[torch.Tensor]:
         return _floating(value) and value.dtype != self._dtype

@@ -35,7 +35,7 @@ def export_onnx(model: nn.Module, calls: Sequence[Call], path: Path) -> None:
     """
     model = copy.deepcopy(model).cpu().eval()
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet_converter():
             program = export(model, calls)
             respell(program)
             converted = torch.onnx.export(
@@ -54,7 +54,7 @@ def export_onnx(model: nn.Module, calls: Sequence[Call], path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_converter() -> Iterator[None]:
     """The exporter prints progress and warns about optional packages nobody asked for."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     before = [logger.level for logger in loggers]
