@@ -48,8 +48,7 @@ def computation(model: Model) -> set[fx.Node]:
 
 def scales(model: Model) -> set[fx.Node]:
     """Reads of scales that stay in full precision, where integers are multiplied by a kernel."""
-    layers = _integer_layers(model)
-    found = {layer.scale for layer in layers}
+    found = {layer.scale for layer in _integer_layers(model)}
     for node in model.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "esper":
             named = zip(node.target._schema.arguments, node.args, strict=False)
@@ -63,8 +62,8 @@ def scales(model: Model) -> set[fx.Node]:
 
 def _integer_layers(model: Model) -> list[IntegerLayer]:
     """Layers that make their rows float32 and their results what the input was."""
-    found = [layer for node in model.graph.nodes if (layer := integer_layer(node)) is not None]
-    return [layer for layer in found if layer.rows in layer.calls and layer.rows is not layer.x]
+    found = [integer_layer(node) for node in model.graph.nodes]
+    return [layer for layer in found if layer is not None and layer.full]
 
 
 class Lowering:
@@ -86,8 +85,7 @@ class Lowering:
         self._casts: dict[fx.Node, str] = {}
         self._raised: set[fx.Node] = set()
         self._scales = scales(model)
-        layers = _integer_layers(model)
-        self._full = {call for layer in layers for call in (layer.rows, *layer.arithmetic)}
+        self._full = {call for layer in _integer_layers(model) for call in layer.full}
 
     def run(self) -> list[Edit]:
         """Edits that lower the graph. Raises `DtypeConflictError` at the first op that fails."""

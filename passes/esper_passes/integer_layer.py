@@ -35,7 +35,8 @@ class IntegerLayer(NamedTuple):
         bias: node of the bias.
         calls: those of `integer_calls` but the last.
         rows: what is divided by its steps, in the precision of the layer's arithmetic.
-        result: the last call in that precision; the next one makes it that of the input.
+        full: calls in that precision, between the casts that are around them; none where there are
+            no such casts.
     """
 
     x: fx.Node
@@ -44,14 +45,7 @@ class IntegerLayer(NamedTuple):
     bias: fx.Node | None
     calls: tuple[fx.Node, ...]
     rows: fx.Node
-    result: fx.Node
-
-    @property
-    def arithmetic(self) -> tuple[fx.Node, ...]:
-        """The calls that compute with `rows`, up to `result`."""
-        every = (*self.calls, self.result)
-        start = every.index(self.rows) + 1 if self.rows in every else 0
-        return every[start : every.index(self.result) + 1]
+    full: tuple[fx.Node, ...]
 
 
 def wider(dtype: torch.dtype) -> torch.dtype:
@@ -146,12 +140,13 @@ def integer_layer(node: fx.Node) -> IntegerLayer | None:
         bias = biased.args[1]
         calls.append(end)
         end = biased
-    rows, result = x, end
+    rows, full = x, tuple[fx.Node, ...]()
     given = _source(rows, aten.to.dtype, wider(rows.meta["val"].dtype))
     if given is not None and set(rows.users) <= set(calls):
         narrowed = _follower(end, aten.to.other, (end, given))
         if narrowed is not None:
-            x, calls, end = given, [rows, *calls, end], narrowed
+            full = (rows, *calls, end)
+            x, calls, end = given, list(full), narrowed
     shaped = _follower(end, aten.reshape.default, (end, None))
     if shaped is not None and _restores(shaped, x):
         flattened: Any = x
@@ -161,7 +156,7 @@ def integer_layer(node: fx.Node) -> IntegerLayer | None:
         end = shaped
     if end is not node:
         return None
-    return IntegerLayer(x, values, scale, bias, tuple(calls), rows, result)
+    return IntegerLayer(x, values, scale, bias, tuple(calls), rows, full)
 
 
 def _product(node: fx.Node) -> fx.Node | None:

@@ -174,8 +174,8 @@ def test_wide_rows_that_serve_others_stay() -> None:
     assert found is not None
     assert (found.x.name, found.rows.name) == ("input_1", "linear_wide")
     assert [call.name for call in found.calls[:2]] == ["linear_wide", "linear_abs"]
-    assert found.result.name == "linear_biased"
-    assert found.arithmetic == found.calls[1:]
+    assert found.full == found.calls
+    assert found.full[-1].name == "linear_biased"
     (relu,) = (n for n in model.graph.nodes if n.target is torch.ops.aten.relu.default)
     with model.graph.inserting_before(relu):
         other = model.graph.call_function(torch.ops.aten.sum.default, (found.rows,))
@@ -186,7 +186,7 @@ def test_wide_rows_that_serve_others_stay() -> None:
     assert integer_layer(model.nodes["linear_narrow"]) is None
     inner = integer_layer(model.nodes["linear_biased"])
     assert inner is not None
-    assert (inner.x.name, inner.rows.name) == ("linear_wide", "linear_wide")
+    assert (inner.x.name, inner.rows.name, inner.full) == ("linear_wide", "linear_wide", ())
 
 
 def test_integers_without_zeros_are_left_alone() -> None:
