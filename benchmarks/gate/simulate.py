@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from esper.errors import GateError
 from esper.gate.sampling import Effort
 from esper.gate.sequential import Draw, advance
 from esper.gate.statistics import Rule, Samples
@@ -131,8 +132,11 @@ def main() -> None:
     parser.add_argument("--looks", default=",".join(map(str, Rule.looks)))
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    looks = tuple(int(n) for n in options.looks.split(","))
-    rule = Rule(looks=looks, resamples=options.resamples)
+    try:
+        looks = tuple(int(n) for n in options.looks.split(","))
+        rule = Rule(looks=looks, resamples=options.resamples)
+    except (ValueError, GateError) as error:
+        parser.error(str(error))
     jobs = [
         (noise, effect, rounds, rule, options.trials)
         for rounds in options.rounds or (Effort.least_rounds, Effort.min_rounds)
