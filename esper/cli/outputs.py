@@ -134,7 +134,7 @@ def write_output(model: Model, output: Output, inputs: Batch | None) -> list[str
     return notes
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file whole or not at all. Raises OutputError."""
     with atomic_write(path) as stream:
         stream.write(data)
@@ -145,7 +145,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def _pt2(model: Model, inputs: Batch) -> tuple[memoryview, list[str]]:
+def _pt2(model: Model, inputs: Batch) -> tuple[bytes, list[str]]:
     program, notes = export_program(model, inputs)
     buffer = io.BytesIO()
     try:
@@ -166,7 +166,8 @@ def _pt2(model: Model, inputs: Batch) -> tuple[memoryview, list[str]]:
             f"the file uses the operators {', '.join(custom)}: import the package that defines "
             "them before torch.export.load"
         )
-    return buffer.getbuffer(), notes
+    # Not `getbuffer`: Python 3.12 crashes where an error leaves its view and the buffer in a cycle.
+    return buffer.getvalue(), notes
 
 
 def _onnx(model: Model, inputs: Batch) -> tuple[bytes, list[str]]:
